@@ -1,0 +1,99 @@
+# Everything a developer does here. `make help` lists the targets; each makes what it needs first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := protos/generate.py service_runtime router_service usage_service clients/turnpike_client tests
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+# uv is bootstrapped by pip, pinned by hash like everything else; it then installs in seconds what takes pip half a minute.
+$(BIN)/uv: requirements/bootstrap.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Turnpike needs Python 3.11 or newer; this is %s. Name another: make PYTHON=python3.12 ..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@touch $@
+
+$(VENV)/.runtime: $(BIN)/uv requirements/runtime.txt pyproject.toml clients/pyproject.toml
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/runtime.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e . -e clients
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.PHONY: run
+run: $(VENV)/.runtime ## start Postgres, usage_service and router_service; serve until Ctrl-C
+	@exec $(BIN)/python -m service_runtime.launcher usage_service router_service
+
+.PHONY: test
+test: check unit integration e2e ## everything that CI runs
+
+.PHONY: test-all
+test-all: ## run the suite on each supported Python that is installed
+	@set -e; for version in 3.11 3.12 3.13; do \
+	  if command -v python$$version >/dev/null && python$$version -c '' 2>/dev/null; then \
+	    echo "== Python $$version"; $(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=python$$version; \
+	  else echo "== Python $$version is not installed: left out"; fi; \
+	done
+
+.PHONY: check
+check: protos-check lint ## stubs fresh, style, types, import rules, contract tests
+	$(BIN)/coverage run --data-file=.coverage.contract -m pytest tests/contract
+
+.PHONY: protos
+protos: $(VENV)/.dev ## regenerate the stubs from protos/
+	$(BIN)/python protos/generate.py
+
+.PHONY: protos-check
+protos-check: $(VENV)/.dev
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/generate.py --describe $(VENV)/contract.binpb
+	$(BIN)/buf lint $(VENV)/contract.binpb --config protos/buf.yaml
+	$(BIN)/buf breaking $(VENV)/contract.binpb --against protos/baseline.binpb --config protos/buf.yaml
+
+.PHONY: fmt
+fmt: $(VENV)/.dev ## format the code
+	$(BIN)/ruff check --fix --quiet $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/buf format -w protos
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ruff, mypy --strict, import rules, compose file
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: unit
+unit: $(VENV)/.dev ## pure tests: no network, no database
+	$(BIN)/coverage run --data-file=.coverage.unit -m pytest tests/unit
+
+.PHONY: integration
+integration: $(VENV)/.dev ## against a real Postgres and real sockets, in one process
+	$(BIN)/coverage run --data-file=.coverage.integration -m pytest tests/integration
+
+.PHONY: e2e
+e2e: $(VENV)/.dev ## real processes, then the coverage of all runs together
+	$(BIN)/coverage run --data-file=.coverage.e2e -m pytest tests/e2e
+	@$(BIN)/coverage combine --quiet --keep .coverage.*
+	@$(BIN)/coverage report
+
+.PHONY: bench
+bench: $(VENV)/.dev ## measure, and print the figures
+	$(BIN)/python -m tests.bench
+
+.PHONY: lock
+lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
+
+.PHONY: clean
+clean: ## remove what the targets made; the data directory stays
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* bench-results.json

@@ -1,0 +1,1 @@
+"""The inbound wire: short servicers, and conversions between protos and domain values. Decides nothing."""

@@ -1,0 +1,1 @@
+"""The verb: admit, rank, attempt, fail over, report. Reaches outside through `ports` only."""

@@ -1,0 +1,1 @@
+"""Pure values and arithmetic, synchronous, stdlib only. Time and ids are arguments."""

@@ -1,0 +1,1 @@
+"""The verb: record, report, limit, price. Reaches outside through `ports` only."""

@@ -1,0 +1,1 @@
+"""The ledger's tables. The only package here that knows SQL."""
