@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """A candidate that will not be tried. `model` is empty when the whole provider is out; `reason` is a stable code."""
+    """A candidate that will not be tried. `model` is empty when a whole provider is out; `reason` is a stable code."""
 
     provider: str
     model: str
