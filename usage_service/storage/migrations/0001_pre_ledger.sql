@@ -20,7 +20,7 @@ CREATE TABLE model_usage_stats (
     estimated_cost_usd  numeric(24, 12),                    -- null: unpriced, which is not zero
     status              text          NOT NULL,             -- success, error, rate_limit, cancelled, interrupted
     error_message       text,
-    metadata            jsonb         NOT NULL DEFAULT '{}',  -- labels, task_type, decision
+    metadata            jsonb         NOT NULL DEFAULT '{}',  -- labels (object), task_type, decision (JSON as text)
     request_id          uuid          NOT NULL,
     attempt             smallint      NOT NULL,
     requested_model     text          NOT NULL DEFAULT '',
@@ -105,6 +105,7 @@ CREATE TABLE model_prices (
     cached_read_usd    numeric(18, 9),         -- null: as input
     cached_write_usd   numeric(18, 9),         -- null: as input
     reasoning_usd      numeric(18, 9),         -- null: as output
+    max_prompt_tokens  bigint,                 -- longer prompts cost more and stay unpriced; null: no bound
     effective_at       timestamptz NOT NULL,
     source             text NOT NULL,
     created_at         timestamptz NOT NULL DEFAULT now(),

@@ -1,0 +1,72 @@
+"""Durations as histograms on a fixed base-2 scale: merging is addition, so rollups of any grain agree exactly.
+
+Each doubling is cut into 8 buckets, so that a bucket is 2^(1/8) = 1.09 times as wide as the one before and the middle of
+a bucket is at most 4.4 % off. 160 buckets reach from 1 ms to 2^20 ms, about 17 minutes; what is outside is counted in
+the first or the last bucket. A histogram is a sequence of counts by bucket; trailing zeros are left out.
+
+`hist_bucket`, `hist_count`, `hist_add` and `hist_sum` in the database compute the same values.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+BUCKETS_PER_DOUBLING = 8
+BUCKET_COUNT = 160
+# The value that is equally far off, in percent, from both bounds l and u = 2^(1/8) l is 2lu / (l + u); its error
+# is (u - l) / (u + l).
+_GROWTH = 2.0 ** (1 / BUCKETS_PER_DOUBLING)
+RELATIVE_ERROR_BOUND = (_GROWTH - 1) / (_GROWTH + 1)
+
+# Durations are whole milliseconds, so the lower bound of a bucket is exact as the smallest integer in it or above it. The
+# database holds the same integers: no logarithm, whose last digit could differ, decides a bucket.
+LOWER_BOUNDS_MS = tuple(math.ceil(2.0 ** (bucket / BUCKETS_PER_DOUBLING)) for bucket in range(1, BUCKET_COUNT))
+
+
+def bucket_of(duration_ms: int) -> int:
+    """The bucket, 0 to 159, of a duration in whole milliseconds."""
+    return bisect_right(LOWER_BOUNDS_MS, duration_ms)
+
+
+def count(durations_ms: Iterable[int | None]) -> tuple[int, ...]:
+    """The histogram of durations; None, an absent duration, is not counted."""
+    counts = [0] * BUCKET_COUNT
+    for duration_ms in durations_ms:
+        if duration_ms is not None:
+            counts[bucket_of(duration_ms)] += 1
+    while counts and counts[-1] == 0:
+        counts.pop()
+    return tuple(counts)
+
+
+def add(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """The histogram of both together."""
+    return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))
+
+
+def percentile_ms(histogram: Sequence[int], ratio: float) -> float | None:
+    """The duration in ms below or at which `ratio` (0 to 1) of all counts lie, within `RELATIVE_ERROR_BOUND`.
+
+    None for an empty histogram.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio {ratio} is not between 0 and 1")
+    total = sum(histogram)
+    if total == 0:
+        return None
+    rank = max(1, math.ceil(ratio * total))
+    seen = 0
+    for bucket, number in enumerate(histogram):
+        seen += number
+        if seen >= rank:
+            return _middle_ms(bucket)
+    raise AssertionError("the counts add up to their total")
+
+
+def _middle_ms(bucket: int) -> float:
+    lower = 2.0 ** (bucket / BUCKETS_PER_DOUBLING)
+    upper = lower * _GROWTH
+    return 2 * lower * upper / (lower + upper)

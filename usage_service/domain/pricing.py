@@ -1,0 +1,201 @@
+"""What tokens cost: a price book with validity dates, and exact arithmetic on it.
+
+Unknown is unknown: where no price applies the answer is None, never zero.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact, Rounded
+from enum import StrEnum
+from operator import attrgetter
+
+ANY_MODEL = "*"
+LEDGER_DECIMALS = 12
+ANSWER_DECIMALS = 6
+
+# Room for 13 digits of tokens times 18 digits of price: no product or sum is ever rounded before the end.
+_EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN, traps=[Inexact, Rounded])
+_ROUNDING = Context(prec=80, rounding=ROUND_HALF_EVEN)
+_LEDGER_UNIT = Decimal(1).scaleb(-LEDGER_DECIMALS)
+_ANSWER_UNIT = Decimal(1).scaleb(-ANSWER_DECIMALS)
+_ZERO_USD = Decimal(0).quantize(_LEDGER_UNIT)
+
+
+class PricingState(StrEnum):
+    """Whether a price was known. The values stand in the ledger."""
+
+    PRICED = "priced"
+    UNPRICED = "unpriced"
+    NOTHING_CONSUMED = "nothing_consumed"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens in disjoint classes: every token is counted once, so the total is the plain sum."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_read_tokens: int = 0
+    cached_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.input_tokens + self.cached_read_tokens + self.cached_write_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens + self.reasoning_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """US dollars per million tokens of each class. None: cache classes as input, reasoning as output.
+
+    `max_prompt_tokens`: the vendor charges more for longer prompts; for those these rates say nothing.
+    """
+
+    input_usd: Decimal
+    output_usd: Decimal
+    cached_read_usd: Decimal | None = None
+    cached_write_usd: Decimal | None = None
+    reasoning_usd: Decimal | None = None
+    max_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One entry of the price book, valid from `effective_at` until the next one of the same provider and model.
+
+    `price_id` is None for a price that is offered but stands in no book.
+    """
+
+    price_id: int | None
+    provider: str
+    model: str
+    rates: Rates
+    effective_at: datetime
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPrice:
+    """A price with the end of its validity, not included; None while it is the last."""
+
+    price: Price
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An exact cost in US dollars, not rounded, by part."""
+
+    input_usd: Decimal
+    output_usd: Decimal
+
+    @property
+    def total_usd(self) -> Decimal:
+        return _EXACT.add(self.input_usd, self.output_usd)
+
+
+@dataclass(frozen=True, slots=True)
+class PricedUsage:
+    """What the ledger stores of a price: the cost at 12 decimals, None when unpriced."""
+
+    state: PricingState
+    cost_usd: Decimal | None
+    price_id: int | None
+
+
+def cost_of(tokens: TokenCounts, rates: Rates) -> Cost | None:
+    """Price times tokens, exactly; None when the prompt is longer than the rates hold for."""
+    if rates.max_prompt_tokens is not None and tokens.prompt_tokens > rates.max_prompt_tokens:
+        return None
+    cached_read_usd = rates.input_usd if rates.cached_read_usd is None else rates.cached_read_usd
+    cached_write_usd = rates.input_usd if rates.cached_write_usd is None else rates.cached_write_usd
+    reasoning_usd = rates.output_usd if rates.reasoning_usd is None else rates.reasoning_usd
+    return Cost(
+        input_usd=_usd(
+            (tokens.input_tokens, rates.input_usd),
+            (tokens.cached_read_tokens, cached_read_usd),
+            (tokens.cached_write_tokens, cached_write_usd),
+        ),
+        output_usd=_usd((tokens.output_tokens, rates.output_usd), (tokens.reasoning_tokens, reasoning_usd)),
+    )
+
+
+def at_ledger_precision(usd: Decimal) -> Decimal:
+    """Rounded half to even at the 12 decimals that the ledger keeps."""
+    return usd.quantize(_LEDGER_UNIT, context=_ROUNDING)
+
+
+def at_answer_precision(usd: Decimal) -> Decimal:
+    """Rounded half to even at the 6 decimals that `CalculateCost` answers."""
+    return usd.quantize(_ANSWER_UNIT, context=_ROUNDING)
+
+
+def price_usage(tokens: TokenCounts, price: Price | None) -> PricedUsage:
+    """Price what an attempt consumed; without tokens there is nothing to price and the cost is exactly zero."""
+    if tokens.total_tokens == 0:
+        return PricedUsage(PricingState.NOTHING_CONSUMED, _ZERO_USD, None)
+    if price is None:
+        return PricedUsage(PricingState.UNPRICED, None, None)
+    cost = cost_of(tokens, price.rates)
+    if cost is None:
+        return PricedUsage(PricingState.UNPRICED, None, None)
+    return PricedUsage(PricingState.PRICED, at_ledger_precision(cost.total_usd), price.price_id)
+
+
+def _usd(*parts: tuple[int, Decimal]) -> Decimal:
+    millionths = Decimal(0)
+    for tokens, usd_per_million in parts:
+        if tokens:
+            millionths = _EXACT.fma(Decimal(tokens), usd_per_million, millionths)
+    return millionths.scaleb(-6, context=_EXACT)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceBook:
+    """An immutable snapshot of all prices. A model's own price goes before its provider's "*"."""
+
+    _entries: Mapping[tuple[str, str], Sequence[Price]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prices: Iterable[Price]) -> PriceBook:
+        """A book of `prices` in any order."""
+        entries: dict[tuple[str, str], list[Price]] = {}
+        for price in prices:
+            entries.setdefault((price.provider, price.model), []).append(price)
+        for history in entries.values():
+            history.sort(key=attrgetter("effective_at"))
+        return cls(entries)
+
+    def find(self, provider: str, model: str, at: datetime) -> Price | None:
+        """The price that held at a time, or None."""
+        return self._held(provider, model, at) or self._held(provider, ANY_MODEL, at)
+
+    def latest(self) -> list[Price]:
+        """The newest entry of each provider and model, also when it is not valid yet."""
+        return [history[-1] for history in self._entries.values()]
+
+    def listed(self, at: datetime) -> list[ListedPrice]:
+        """The prices that held at a time, by provider, then model."""
+        found = []
+        for key in sorted(self._entries):
+            history = self._entries[key]
+            following = bisect_right(history, at, key=attrgetter("effective_at"))
+            if following > 0:
+                expires_at = history[following].effective_at if following < len(history) else None
+                found.append(ListedPrice(history[following - 1], expires_at))
+        return found
+
+    def _held(self, provider: str, model: str, at: datetime) -> Price | None:
+        history = self._entries.get((provider, model))
+        if history is None:
+            return None
+        following = bisect_right(history, at, key=attrgetter("effective_at"))
+        return history[following - 1] if following > 0 else None
