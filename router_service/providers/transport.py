@@ -1,0 +1,243 @@
+"""HTTP to one provider: the httpx seam (`httpx.Request` in, `httpx.Response` out) over aiohttp's connections.
+
+Called directly with a prebuilt request, never through `httpx.AsyncClient`: client and default transport of httpx cost
+many times what the request itself does. The response's stream yields all bytes that have arrived at once.
+
+What it refuses: any origin but the one it was made for, addresses outside the egress policy, redirects (a 3xx is an
+answer like any other), content-encodings (none was asked for), proxies and cookies from the environment, huge headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import httpx
+from aiohappyeyeballs import AddrInfoType
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from router_service.providers.egress import EgressPolicy
+
+_OWN_HEADERS: Final = frozenset({"host", "content-length", "connection", "transfer-encoding"})  # aiohttp writes these
+_AUTOMATIC_HEADERS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_Refusal = Callable[[str], str | None]
+
+
+class EgressRefused(httpx.ConnectError):
+    """Our own policy forbids the address; nothing was sent."""
+
+
+class _AddressRefused(OSError):
+    """An `EgressRefused` on its way through aiohttp, which wraps only `OSError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds of one provider's connections."""
+
+    max_connections: int = 1024
+    idle_expiry_s: float = 15.0  # below every vendor's own: a connection that the server closes first costs a request
+    dns_ttl_s: int = 30
+    max_header_line_bytes: int = 16_384
+    max_headers: int = 128
+    default_connect_timeout_s: float = 3.0
+
+
+class AiohttpTransport(httpx.AsyncBaseTransport):
+    """Connections to the one origin of `base_url`, kept alive between requests.
+
+    `resolver_threads` run the name look-ups, so that a slow name server starves nobody else. Raises only
+    `httpx.TransportError`s; the time to connect is `request.extensions["timeout"]["connect"]`, nothing else is timed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        policy: EgressPolicy,
+        *,
+        resolver_threads: Executor,
+        tls: ssl.SSLContext | None = None,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
+        self._origin = _origin(httpx.URL(base_url))
+        self._policy = policy
+        self._resolver_threads = resolver_threads
+        self._tls = tls
+        self._limits = limits or ConnectionLimits()
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send `request` and return when the response's headers are there."""
+        if _origin(request.url) != self._origin:
+            raise EgressRefused("the request is for another origin than this provider's", request=request)
+        timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        connect_s = timeout.get("connect") or self._limits.default_connect_timeout_s
+        headers = [(name, value) for name, value in request.headers.multi_items() if name not in _OWN_HEADERS]
+        try:
+            answer = await self._open_session(request).request(
+                request.method,
+                URL(str(request.url), encoded=True),
+                headers=headers,
+                data=request.content or None,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
+            )
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise _fault_before_headers(error, request) from error
+        stream: httpx.AsyncByteStream = _ArrivalStream(answer, request)
+        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {"", "identity"}:
+            await stream.aclose()
+            if answer.status == httpx.codes.OK:
+                raise httpx.DecodingError("the body has a content-encoding that was not asked for", request=request)
+            stream = httpx.ByteStream(b"")  # the status alone says enough; the body could be a bomb
+        return httpx.Response(answer.status, headers=answer.raw_headers, stream=stream, request=request)
+
+    async def aclose(self) -> None:
+        """Close every connection. Requests that are under way fail; later ones are refused."""
+        self._is_closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    def _open_session(self, request: httpx.Request) -> aiohttp.ClientSession:
+        if self._is_closed:
+            raise httpx.ConnectError("the transport is closed", request=request)
+        if self._session is None:  # made late, because aiohttp wants the running loop
+            limits = self._limits
+            connector = aiohttp.TCPConnector(
+                limit=limits.max_connections,
+                keepalive_timeout=limits.idle_expiry_s,
+                ttl_dns_cache=limits.dns_ttl_s,
+                resolver=_CheckedResolver(self._refusal, self._resolver_threads),
+                socket_factory=self._checked_socket,
+                ssl=self._tls if self._tls is not None else True,
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                skip_auto_headers=_AUTOMATIC_HEADERS,
+                max_line_size=limits.max_header_line_bytes,
+                max_field_size=limits.max_header_line_bytes,
+                max_headers=limits.max_headers,
+            )
+        return self._session
+
+    def _refusal(self, address: str) -> str | None:
+        return self._policy.refusal(address, encrypted=self._origin[0] == "https")
+
+    def _checked_socket(self, info: AddrInfoType) -> socket.socket:
+        # The address here is the one that is dialled next: nothing can change between the check and the use.
+        family, kind, protocol, _, address = info
+        refusal = self._refusal(address[0])
+        if refusal is not None:
+            raise _AddressRefused(refusal)
+        return socket.socket(family, kind, protocol)
+
+
+class _CheckedResolver(AbstractResolver):
+    """Looks names up in threads of its own and refuses a name as soon as one of its addresses is refused."""
+
+    def __init__(self, refusal: _Refusal, threads: Executor) -> None:
+        self._refusal = refusal
+        self._threads = threads
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        infos = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        )
+        results: list[ResolveResult] = []
+        for found_family, _, protocol, _, address in infos:
+            ip = str(address[0])
+            refusal = self._refusal(ip)
+            if refusal is not None:
+                raise _AddressRefused(refusal)
+            results.append(
+                ResolveResult(
+                    hostname=host,
+                    host=ip,
+                    port=port,
+                    family=found_family,
+                    proto=protocol,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+            )
+        return results
+
+    async def close(self) -> None:
+        """Nothing to close: the threads belong to whoever made them."""
+
+
+class _ArrivalStream(httpx.AsyncByteStream):
+    """A response's body. Each step yields everything that has arrived; closing before the end drops the connection."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request) -> None:
+        self._answer = answer
+        self._request = request
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            data = await self._answer.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _fault_in_body(error, self._request) from error
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    async def aclose(self) -> None:
+        self._answer.close()  # after the end of the body the connection is back in the pool, and this does nothing
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+
+
+# The first that fits, from the most special to the most general.
+_FAULTS_BEFORE_HEADERS: Final[tuple[tuple[type[Exception], type[httpx.TransportError], str], ...]] = (
+    (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout, "no connection in time"),
+    (aiohttp.ClientConnectorCertificateError, httpx.ConnectError, "the server's certificate is not valid"),
+    (aiohttp.ClientConnectorSSLError, httpx.ConnectError, "the TLS handshake failed"),
+    (aiohttp.ClientConnectorDNSError, httpx.ConnectError, "the host name does not resolve"),
+    (aiohttp.ClientConnectorError, httpx.ConnectError, "the connection failed"),
+    (TimeoutError, httpx.ReadTimeout, "the server is silent"),
+    (aiohttp.ServerDisconnectedError, httpx.RemoteProtocolError, "the server closed the connection without an answer"),
+    (aiohttp.ClientResponseError, httpx.RemoteProtocolError, "the answer is not HTTP or its headers are too large"),
+    (aiohttp.ClientConnectionResetError, httpx.WriteError, "the connection broke while the request was sent"),
+    (OSError, httpx.ReadError, "the connection broke before the answer"),
+    (ValueError, httpx.LocalProtocolError, "the request cannot be written as HTTP"),
+    (Exception, httpx.RemoteProtocolError, "the exchange failed before the answer"),
+)
+
+
+def _fault_before_headers(error: Exception, request: httpx.Request) -> httpx.TransportError:
+    """The httpx exception for what happened before the response's headers were whole.
+
+    No text of `error` is passed on: aiohttp quotes header values and bytes of the wire in it.
+    """
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _AddressRefused):
+        return EgressRefused(str(error.os_error), request=request)
+    fault, text = next((fault, text) for kind, fault, text in _FAULTS_BEFORE_HEADERS if isinstance(error, kind))
+    return fault(text, request=request)
+
+
+def _fault_in_body(error: Exception, request: httpx.Request) -> httpx.TransportError:
+    if isinstance(error, TimeoutError):
+        return httpx.ReadTimeout("the server fell silent", request=request)
+    if isinstance(error, aiohttp.ClientPayloadError) and not isinstance(error.__cause__, OSError):
+        return httpx.RemoteProtocolError("the body is cut off or malformed", request=request)
+    return httpx.ReadError("the connection broke in the body", request=request)
