@@ -1,0 +1,223 @@
+"""Ranks candidates. Every term runs from 0 (worst) to 1 (best); the score is their weighted mean.
+
+| term | value | weight |
+|---|---|---|
+| preference | 1 for the tenant's preferred provider while it is healthy, not throttled and fast enough, else 0 | 20 |
+| health | 1 - moving average of failures | 4 |
+| quota | what is left of the tightest limit: the tenant's, or the key's own at the provider | 2 |
+| funding | 1 for the tenant's own key or none, 0.5 for the operator's | 1 |
+| latency | 0.5 / (0.5 + seconds to the first token) | by task |
+| throughput | tokens per second / (100 + tokens per second) | by task |
+| price | 1 / (1 + dollars per million tokens, three prompt tokens to one of output) | by task |
+| task_fit | the catalogue's judgement of the model for the task, 0.5 where there is none | by task |
+| context | window / (100 000 + window) | by task |
+
+`preference` outweighs all others together, so a preferred provider that can serve is always first; it stops counting
+when more than a fifth of the attempts fail, when the tenant's limit says to fail over, or when the caller's deadline
+would pass before the provider's usual first token.
+
+Nobody knows yet how fast a provider without attempts is: it is taken for average. `luck`, a random number per
+candidate, decides among scores that are nearly equal, so that equal candidates share the load; a candidate without
+attempts has a wider spread, so that now and then one is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
+
+from router_service.domain.candidate import Candidate
+from router_service.domain.completion import TaskType
+from router_service.domain.health import UNOBSERVED, RouteHealth
+from router_service.domain.usage import Funding
+
+UNKNOWN = 0.5
+HEALTHY_ERROR_RATE = 0.2
+SPREAD = 0.02
+SPREAD_WITHOUT_DATA = 0.05
+
+_COMMON = {"preference": 20.0, "health": 4.0, "quota": 2.0, "funding": 1.0}
+
+
+def _weights(
+    *, latency: float, throughput: float, price: float, task_fit: float, context: float
+) -> Mapping[str, float]:
+    return MappingProxyType(
+        {
+            **_COMMON,
+            "latency": latency,
+            "throughput": throughput,
+            "price": price,
+            "task_fit": task_fit,
+            "context": context,
+        }
+    )
+
+
+TASK_WEIGHTS: Mapping[TaskType, Mapping[str, float]] = MappingProxyType(
+    {
+        TaskType.CHAT: _weights(latency=3, throughput=1, price=1, task_fit=1, context=0),
+        TaskType.CODE: _weights(latency=1, throughput=2, price=0.5, task_fit=3, context=0.5),
+        TaskType.REASONING: _weights(latency=0.5, throughput=0.5, price=0.5, task_fit=4, context=0.5),
+        TaskType.SUMMARISATION: _weights(latency=0.5, throughput=0.5, price=3, task_fit=1, context=2),
+        TaskType.EXTRACTION: _weights(latency=0.5, throughput=2, price=3, task_fit=1, context=0.5),
+    }
+)
+TERM_NAMES = frozenset(TASK_WEIGHTS[TaskType.CHAT])
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of a score. `evidence` says in words what the value was computed from."""
+
+    name: str
+    value: float
+    weight: float
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a candidate when a request is ranked. None means unknown. `luck` runs from 0 to 1."""
+
+    candidate: Candidate
+    health: RouteHealth = UNOBSERVED
+    price_usd_per_million: tuple[Decimal, Decimal] | None = None
+    quota_remaining_ratio: float | None = None
+    should_failover: bool = False
+    luck: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate with its score and the terms that it is made of."""
+
+    candidate: Candidate
+    score: float
+    terms: tuple[Term, ...]
+
+
+def rank(
+    facts: Sequence[Facts],
+    *,
+    task: TaskType,
+    preferred_provider: str | None,
+    weights: Mapping[str, float],
+    remaining_s: float | None,
+) -> list[Scored]:
+    """The candidates, best first. `weights` overrides those of the task, by name of the term."""
+    effective = {**TASK_WEIGHTS[task], **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
+    ordered = sorted(
+        ((_score(fact, task, preferred_provider, effective, remaining_s), fact) for fact in facts),
+        key=lambda pair: pair[0].score + _spread(pair[1]) * pair[1].luck,
+        reverse=True,
+    )
+    return [scored for scored, _ in ordered]
+
+
+def _spread(fact: Facts) -> float:
+    return SPREAD_WITHOUT_DATA if fact.health.attempts == 0 else SPREAD
+
+
+def _score(
+    fact: Facts, task: TaskType, preferred: str | None, weights: Mapping[str, float], remaining_s: float | None
+) -> Scored:
+    measures = (
+        ("preference", *_preference(fact, preferred, remaining_s)),
+        ("health", *_health(fact.health)),
+        ("latency", *_latency(fact.health, remaining_s)),
+        ("throughput", *_throughput(fact.health)),
+        ("price", *_price(fact.price_usd_per_million)),
+        ("quota", *_quota(fact)),
+        ("task_fit", *_task_fit(fact.candidate, task)),
+        ("context", *_context(fact.candidate)),
+        ("funding", *_funding(fact.candidate)),
+    )
+    terms = tuple(Term(name, value, weights[name], evidence) for name, value, evidence in measures)
+    total_weight = sum(term.weight for term in terms)
+    score = sum(term.value * term.weight for term in terms) / total_weight if total_weight > 0 else 0.0
+    return Scored(fact.candidate, score, terms)
+
+
+def _preference(fact: Facts, preferred: str | None, remaining_s: float | None) -> tuple[float, str]:
+    if preferred is None:
+        return 0.0, "the tenant prefers none"
+    if fact.candidate.provider != preferred:
+        return 0.0, f"the tenant prefers {preferred}"
+    if fact.health.error_rate > HEALTHY_ERROR_RATE:
+        return 0.0, f"preferred, but {fact.health.error_rate:.0%} of its attempts fail"
+    if fact.should_failover:
+        return 0.0, "preferred, but the tenant is near its limit here"
+    if _is_too_slow(fact.health, remaining_s):
+        return 0.0, "preferred, but too slow for the deadline"
+    return 1.0, "preferred by the tenant"
+
+
+def _health(health: RouteHealth) -> tuple[float, str]:
+    if health.attempts == 0:
+        return 1.0, "no attempt yet"
+    return 1.0 - health.error_rate, f"{health.error_rate:.0%} of recent attempts failed, {health.attempts} in all"
+
+
+def _latency(health: RouteHealth, remaining_s: float | None) -> tuple[float, str]:
+    first_token_s = health.first_token_s
+    if first_token_s is None:
+        return UNKNOWN, "no first token observed yet"
+    evidence = f"first token after {first_token_s * 1000:.0f} ms, averaged over {health.attempts} attempts"
+    if _is_too_slow(health, remaining_s):
+        return 0.0, f"{evidence}: later than the deadline"
+    return 0.5 / (0.5 + first_token_s), evidence
+
+
+def _is_too_slow(health: RouteHealth, remaining_s: float | None) -> bool:
+    return remaining_s is not None and health.first_token_s is not None and health.first_token_s > remaining_s
+
+
+def _throughput(health: RouteHealth) -> tuple[float, str]:
+    speed = health.tokens_per_s
+    if speed is None:
+        return UNKNOWN, "no throughput observed yet"
+    return speed / (100.0 + speed), f"{speed:.0f} tokens per second"
+
+
+def _price(price: tuple[Decimal, Decimal] | None) -> tuple[float, str]:
+    if price is None:
+        return UNKNOWN, "no price known"
+    input_usd, output_usd = price
+    blended = float(3 * input_usd + output_usd) / 4
+    return 1.0 / (1.0 + blended), f"${input_usd:f} in, ${output_usd:f} out per million tokens"
+
+
+def _quota(fact: Facts) -> tuple[float, str]:
+    ratio = fact.quota_remaining_ratio
+    if fact.should_failover:
+        return 0.0, "the tenant's limit here says to fail over"
+    if ratio is None:
+        return 1.0, "no limit known"
+    return min(1.0, max(0.0, ratio)), f"{ratio:.0%} of the tightest limit left"
+
+
+def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, str]:
+    quality = candidate.model.quality.get(task.value)
+    if quality is None:
+        return UNKNOWN, f"no judgement of {candidate.model.name} for {task.value}"
+    return min(1.0, max(0.0, quality)), f"{candidate.model.name} for {task.value}"
+
+
+def _context(candidate: Candidate) -> tuple[float, str]:
+    window = candidate.model.context_window_tokens
+    if window is None:
+        return UNKNOWN, "context window unknown"
+    return window / (100_000 + window), f"context window of {window} tokens"
+
+
+def _funding(candidate: Candidate) -> tuple[float, str]:
+    if candidate.credential is None:
+        return 1.0, "no key needed"
+    match candidate.credential.funding:
+        case Funding.TENANT_KEY:
+            return 1.0, "the tenant's own key"
+        case Funding.SYSTEM_KEY:
+            return 0.5, "the operator's key"
