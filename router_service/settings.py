@@ -1,0 +1,69 @@
+"""The router's settings, read once from the environment. `README.md` has them as a table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from service_runtime.settings import ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Settings of router_service; every field is `ROUTER_<NAME>` unless it names another variable."""
+
+    model_config = SettingsConfigDict(env_prefix="ROUTER_", frozen=True, populate_by_name=True)
+
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one")
+    usage_port: int = Field(50052, ge=1, le=65535, validation_alias="USAGE_PORT", description="where usage_service is")
+    usage_target: str = Field("", description="host:port of usage_service; empty: 127.0.0.1 and USAGE_PORT")
+    router_id: str = Field("", description="stable name of this router in the ledger; empty: kept in the journal")
+
+    unknown_tenant: Literal["defaults", "refuse", ""] = Field(
+        "", description="what a tenant without a row gets; empty: defaults on the development profile, else refuse"
+    )
+    tenant_cache_ttl_s: PositiveFloat = Field(300.0, description="how long a tenant's configuration is served unasked")
+    tenant_cache_size: PositiveInt = Field(10_000, description="tenants kept in memory")
+    allow_plaintext_keys: bool | None = Field(
+        None, description="whether keys written in clear are accepted and sealed; unset: on the development profile"
+    )
+    key_encryption_keys: SecretStr = Field(
+        SecretStr(""),
+        validation_alias="TURNPIKE_KEY_ENCRYPTION_KEYS",
+        description="kid:base64 pairs, comma separated, the first is active; development makes one when unset",
+    )
+
+    groq_api_key: SecretStr = Field(SecretStr(""), validation_alias="GROQ_API_KEY")
+    openrouter_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENROUTER_API_KEY")
+    llm7_api_key: SecretStr = Field(SecretStr(""), validation_alias="LLM7_API_KEY")
+    local_api_key: SecretStr = Field(SecretStr(""), validation_alias="LOCAL_API_KEY")
+    groq_base_url: str = Field("", description="empty: the vendor's")
+    openrouter_base_url: str = Field("", description="empty: the vendor's")
+    llm7_base_url: str = Field("", description="empty: the vendor's")
+    local_base_url: str = Field("http://127.0.0.1:11434/v1", description="any OpenAI-compatible server; Ollama's port")
+    local_model: str = Field("", description="model that `local` is asked for by default; empty: the catalogue's")
+    sandbox: bool | None = Field(None, description="the built-in model; unset: on the development profile")
+
+    max_prompt_characters: PositiveInt = Field(1_000_000, description="longer prompts are refused")
+    journal_max_bytes: PositiveInt = Field(1 << 30, description="a fuller journal refuses new requests")
+
+    @property
+    def usage_address(self) -> str:
+        return self.usage_target or f"127.0.0.1:{self.usage_port}"
+
+    @property
+    def development(self) -> bool:
+        return self.profile == "development"
+
+    @property
+    def refuses_unknown_tenants(self) -> bool:
+        return self.unknown_tenant == "refuse" or (self.unknown_tenant == "" and not self.development)
+
+    @property
+    def accepts_plaintext_keys(self) -> bool:
+        return self.development if self.allow_plaintext_keys is None else self.allow_plaintext_keys
+
+    @property
+    def has_sandbox(self) -> bool:
+        return self.development if self.sandbox is None else self.sandbox
