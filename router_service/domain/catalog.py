@@ -74,6 +74,10 @@ class ProviderNames:
             _key(alias): name for name, spec in specs.items() for alias in (name, spec.display_name, *spec.aliases)
         }
 
+    def known(self) -> tuple[str, ...]:
+        """The catalogue names."""
+        return tuple(sorted(set(self._names.values())))
+
     def normalise(self, text: str) -> str | None:
         """The catalogue name, or None for a provider that the catalogue does not have."""
         return self._names.get(_key(re.sub(r"\(.*\)", "", text)))

@@ -1,0 +1,43 @@
+"""What a completion costs, by the router's copy of the price book. The ledger computes its own figure the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+from router_service.domain.usage import TokenUsage
+
+ANY_MODEL = "*"
+_LEDGER_UNIT = Decimal("0.000000000001")
+_MILLION = Decimal(1_000_000)
+_CONTEXT = Context(prec=80, rounding=ROUND_HALF_EVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens. None: cached tokens cost as input, reasoning costs as output."""
+
+    input_usd: Decimal
+    output_usd: Decimal
+    cached_read_usd: Decimal | None = None
+    cached_write_usd: Decimal | None = None
+    reasoning_usd: Decimal | None = None
+
+
+def cost_usd(price: Price, usage: TokenUsage) -> Decimal:
+    """Price times tokens, exact and then rounded half to even at the ledger's 12 decimals."""
+
+    def part(tokens: int, usd: Decimal | None, otherwise_usd: Decimal) -> Decimal:
+        return _CONTEXT.multiply(Decimal(tokens), otherwise_usd if usd is None else usd)
+
+    parts = (
+        part(usage.input_tokens, price.input_usd, price.input_usd),
+        part(usage.cached_read_tokens, price.cached_read_usd, price.input_usd),
+        part(usage.cached_write_tokens, price.cached_write_usd, price.input_usd),
+        part(usage.output_tokens, price.output_usd, price.output_usd),
+        part(usage.reasoning_tokens, price.reasoning_usd, price.output_usd),
+    )
+    total = Decimal(0)
+    for amount in parts:
+        total = _CONTEXT.add(total, amount)
+    return _CONTEXT.quantize(_CONTEXT.divide(total, _MILLION), _LEDGER_UNIT)
