@@ -1,0 +1,191 @@
+"""The connection to Postgres: a pool, named statements, and a listener for notifications.
+
+Nothing here knows a table. Failures of the connection become `ServiceError` UNAVAILABLE `DATABASE_UNAVAILABLE`;
+failures of a statement stay asyncpg's own, because only the code that wrote the statement knows what they mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from service_runtime.errors import Category, ServiceError
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection = PoolConnectionProxy[asyncpg.Record]
+
+_RETRY_AFTER_S = 1.0
+_CONNECT_TIMEOUT_S = 5.0
+# A frozen server does not enforce its own statement_timeout; the client gives up this much later.
+_CLIENT_TIMEOUT_MARGIN_S = 1.0
+
+# The server is away, going away, coming up or full. asyncpg.InterfaceError is told apart by the connection's state:
+# it also reports wrong arguments.
+CONNECTION_FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+)
+_ACQUIRE_FAILURES: tuple[type[Exception], ...] = (*CONNECTION_FAILURES, asyncpg.InterfaceError)
+
+
+class Postgres:
+    """A pool of connections to one database, all under one role and with one statement time-out."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, acquire_timeout_s: float) -> None:
+        self._pool = pool
+        self._acquire_timeout_s = acquire_timeout_s
+
+    @classmethod
+    async def connect(
+        cls,
+        dsn: str,
+        *,
+        min_size: int,
+        max_size: int,
+        role: str | None = None,
+        acquire_timeout_s: float = 2.0,
+        statement_timeout_s: float = 5.0,
+        application_name: str = "turnpike",
+    ) -> Postgres:
+        """Open `min_size` connections and return the pool; with 0 the database is not asked until first use.
+
+        `role` is what the statements run as (`SET ROLE`), so that a service that logs in with one user has only its
+        own rights. Raises ServiceError UNAVAILABLE when the database does not answer.
+        """
+        server_settings = {
+            "application_name": application_name,
+            "statement_timeout": f"{statement_timeout_s * 1000:.0f}ms",
+            # Of a caller that died or hangs inside a transaction; its locks would hold up everybody.
+            "idle_in_transaction_session_timeout": f"{statement_timeout_s * 2000:.0f}ms",
+            "timezone": "UTC",
+        }
+        if role is not None:
+            server_settings["role"] = role
+        with translated_failures():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=min_size,
+                max_size=max_size,
+                timeout=_CONNECT_TIMEOUT_S,
+                command_timeout=statement_timeout_s + _CLIENT_TIMEOUT_MARGIN_S,
+                server_settings=server_settings,
+            )
+        return cls(pool, acquire_timeout_s=acquire_timeout_s)
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """A connection for the block; waits at most `acquire_timeout_s` for a free one.
+
+        Only database work belongs into the block: a TimeoutError or OSError from it is taken for the database's.
+        Raises ServiceError UNAVAILABLE DATABASE_UNAVAILABLE, from the failure, when the connection cannot be had or
+        is lost. What a statement was doing when the connection broke is unknown: it may have been committed.
+        """
+        try:
+            connection = await self._pool.acquire(timeout=self._acquire_timeout_s)
+        except _ACQUIRE_FAILURES as error:
+            raise _unavailable(error) from error
+        try:
+            yield connection
+        except CONNECTION_FAILURES as error:
+            raise _unavailable(error) from error
+        except asyncpg.InterfaceError as error:
+            if connection.is_closed():
+                raise _unavailable(error) from error
+            raise
+        finally:
+            await self._release(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside a transaction: committed when the block ends, rolled back when it raises."""
+        async with self.acquire() as connection, connection.transaction():
+            yield connection
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Close every connection; those that are still busy after `timeout_s` are cut."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def _release(self, connection: Connection) -> None:
+        try:
+            await self._pool.release(connection, timeout=self._acquire_timeout_s)
+        except _ACQUIRE_FAILURES:
+            # The pool has dropped the connection. Whether the work was done is told by the block's own outcome.
+            connection.terminate()
+
+
+class translated_failures:  # noqa: N801 - used as a statement, like contextlib.suppress
+    """`with translated_failures():` turns connection failures into ServiceError DATABASE_UNAVAILABLE."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, CONNECTION_FAILURES):
+            raise _unavailable(error) from error
+
+
+def is_connection_failure(error: BaseException) -> bool:
+    """Whether `error` says that the database is away, rather than that a statement is wrong."""
+    return isinstance(error, CONNECTION_FAILURES)
+
+
+def _unavailable(error: BaseException) -> ServiceError:
+    # The type alone: asyncpg's messages can hold the address, the user and parts of statements.
+    return ServiceError(
+        Category.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+        f"the database does not answer ({type(error).__name__}); retry later",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+_NAME_LINE = re.compile(r"^-- name:\s*(?P<name>[a-z][a-z0-9_]*)\s*$")
+
+
+def load_queries(path: Path) -> Mapping[str, str]:
+    """Read the named statements of a .sql file.
+
+    Each begins with `-- name: get_tenant` and a comment line that says what it is for, and ends with the next name
+    or the file. Raises ValueError, naming file and line, for text before the first name, a name given twice, a
+    missing purpose line or an empty statement.
+    """
+    bodies: dict[str, list[str]] = {}
+    body: list[str] | None = None
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if match := _NAME_LINE.match(line):
+            name = match["name"]
+            if name in bodies:
+                raise ValueError(f"{path.name}:{number}: the statement {name!r} is there already")
+            body = bodies[name] = []
+        elif body is not None:
+            body.append(line)
+        elif line.strip() and not line.startswith("--"):
+            raise ValueError(f"{path.name}:{number}: a statement without a '-- name:' line above it")
+    return {name: _statement(path, name, lines) for name, lines in bodies.items()}
+
+
+def _statement(path: Path, name: str, lines: list[str]) -> str:
+    if not lines or not lines[0].startswith("-- ") or not lines[0].removeprefix("-- ").strip():
+        raise ValueError(f"{path.name}: the statement {name!r} lacks the comment line that says what it is for")
+    text = "\n".join(lines).strip()
+    if all(not line.strip() or line.lstrip().startswith("--") for line in lines):
+        raise ValueError(f"{path.name}: the statement {name!r} is empty")
+    # The name travels with the statement, so that pg_stat_activity and the server's log tell it.
+    return f"/* {name} */ {text}"

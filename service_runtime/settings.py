@@ -1,0 +1,171 @@
+"""Settings that every service has, read from the environment once, at start.
+
+A service derives its own class and gives its prefix:
+
+    class RouterSettings(ServiceSettings):
+        model_config = SettingsConfigDict(env_prefix="ROUTER_")
+        port: int = 50051
+
+Every field is then read from `ROUTER_<FIELD>`. The fields named in `SHARED_FIELDS` are read from `TURNPIKE_<FIELD>`
+where the service's own variable is not set, so that `ROUTER_DATABASE_URL` overrides `TURNPIKE_DATABASE_URL`.
+A misspelt variable is an error, not a default: `load_settings` refuses what no field reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service_runtime.startup import StartupError
+
+SHARED_PREFIX = "TURNPIKE_"
+SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "log_format", "log_level"})
+
+
+class SettingsError(StartupError):
+    """A setting is missing, malformed or misspelt. Never quotes the value, which may be a secret."""
+
+
+def _metrics_port(port: int) -> int:
+    if port == 0:
+        return 0
+    return port + 1000 if port + 1000 <= 65535 else port - 1000
+
+
+class ServiceSettings(BaseSettings):
+    """What any service process needs to know before it can start."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    data_dir: Path = Path("~/.local/share/turnpike")  # journals, spools, the embedded Postgres; made when missing
+    database_url: SecretStr  # postgresql://…; the launcher passes that of the embedded Postgres
+    profile: Literal["development", "production"] = "development"  # development trusts the machine it runs on
+
+    bind_host: str = "127.0.0.1"  # reachable from elsewhere only when somebody asks for it
+    port: int = Field(ge=0, le=65535)  # 0 takes any free port
+    # A thousand above the service's port, so that one number tells both; 0 takes any free port, as port 0 does.
+    metrics_port: int = Field(default_factory=lambda data: _metrics_port(data["port"]), ge=0, le=65535)
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    database_pool_min: int = Field(default=1, ge=0)
+    database_pool_max: int = Field(default=10, ge=1)
+
+    drain_grace_s: float = Field(default=30.0, ge=0)  # how long streams may finish after SIGTERM
+    default_deadline_s: float = Field(default=600.0, gt=0)  # for a caller that gave none, and the most anybody gets
+    max_message_bytes: int = Field(default=8 << 20, ge=4096)  # one request or one answer
+    max_concurrent_rpcs: int = Field(default=2000, ge=1)  # refused with RESOURCE_EXHAUSTED beyond it; bounds memory
+    # Lets grpcurl work unaided. Left to the profile when unset: on in development, off in production.
+    reflection: bool | None = None
+
+    @property
+    def reflection_is_on(self) -> bool:
+        """Whether the server answers reflection requests."""
+        return self.profile == "development" if self.reflection is None else self.reflection
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the service's own variables, then the shared ones. No files: the environment is all."""
+        return init_settings, env_settings, _SharedVariables(settings_cls)
+
+    def resolved_data_dir(self) -> Path:
+        """The data directory as an absolute path, with `~` expanded."""
+        return self.data_dir.expanduser().absolute()
+
+
+class _SharedVariables(EnvSettingsSource):
+    """Reads `TURNPIKE_<FIELD>` for the fields that services share."""
+
+    def __init__(self, settings_type: type[BaseSettings]) -> None:
+        super().__init__(settings_type, env_prefix=SHARED_PREFIX)
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if name in SHARED_FIELDS}
+
+
+SettingsT = TypeVar("SettingsT", bound=ServiceSettings)
+
+
+def load_settings(settings_type: type[SettingsT], **overrides: Any) -> SettingsT:
+    """Read the settings from the process's environment.
+
+    `overrides` are fields given on the command line and win over the environment.
+    Raises SettingsError in one line that names every variable that is wrong, and never its value.
+    """
+    reject_unknown_variables(settings_type, os.environ)
+    try:
+        return settings_type(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_in_one_line(settings_type, error)) from None
+
+
+def reject_unknown_variables(settings_type: type[BaseSettings], environ: Mapping[str, str]) -> None:
+    """Raise SettingsError when a variable with the service's prefix is read by no field, naming the nearest that is."""
+    prefix = settings_type.model_config.get("env_prefix", "").upper()
+    if not prefix:
+        return
+    known = set(_variables(settings_type))
+    unknown = sorted(name for name in environ if name.upper().startswith(prefix) and name.upper() not in known)
+    if not unknown:
+        return
+    raise SettingsError("; ".join(_unknown_variable(name, known) for name in unknown))
+
+
+def _unknown_variable(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
+    remedy = f"did you mean {nearest[0]}?" if nearest else "unset it"
+    return f"{name} is not a setting; {remedy}"
+
+
+def _variables(settings_type: type[BaseSettings]) -> list[str]:
+    return [name for field in settings_type.model_fields for name in _variables_of(settings_type, field)]
+
+
+def _variables_of(settings_type: type[BaseSettings], field: str) -> list[str]:
+    """The environment variables that set `field`, the one that wins first."""
+    info = settings_type.model_fields[field]
+    match info.validation_alias:
+        case None:
+            prefix = settings_type.model_config.get("env_prefix", "").upper()
+            own = [f"{prefix}{field.upper()}"]
+        case str() as alias:
+            own = [alias.upper()]
+        case AliasChoices() as aliases:
+            own = [alias.upper() for alias in aliases.choices if isinstance(alias, str)]
+        case _:
+            own = []
+    return [*own, f"{SHARED_PREFIX}{field.upper()}"] if field in SHARED_FIELDS else own
+
+
+def _in_one_line(settings_type: type[BaseSettings], error: ValidationError) -> str:
+    return "; ".join(
+        f"{_location(settings_type, problem['loc'])}: {_complaint(problem['type'], problem['msg'])}"
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def _complaint(kind: str, message: str) -> str:
+    return "is required; set it" if kind == "missing" else message
+
+
+def _location(settings_type: type[BaseSettings], location: tuple[int | str, ...]) -> str:
+    if not location:
+        return settings_type.__name__
+    field = str(location[0])
+    names = _variables_of(settings_type, field) if field in settings_type.model_fields else [field]
+    below = "".join(f".{part}" for part in location[1:])
+    return " or ".join(names) + below

@@ -1,0 +1,109 @@
+"""A real Postgres for tests: one server per run, one database per test.
+
+Databases with the schema in them are copies of a template that is migrated once, which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import pytest
+
+from service_runtime.embedded_postgres import EmbeddedPostgres
+from service_runtime.migrations import migrate
+
+ROOT = Path(__file__).parents[2]
+LEDGER_MIGRATIONS = ROOT / "usage_service" / "storage" / "migrations"
+TENANTS_MIGRATIONS = ROOT / "router_service" / "tenants" / "migrations"
+
+# Nothing here needs to survive a power cut, and copies of a template need no checkpoint.
+FAST_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+}
+
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+def dsn_of(server: EmbeddedPostgres, database: str) -> str:
+    """The address of another database of the server."""
+    return server.dsn.replace("@/turnpike?", f"@/{database}?")
+
+
+def run_apart(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a loop and thread of its own, for fixtures that live longer than a test's loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """A running server with nothing in it, shared by all tests of the run. Tests that kill servers start their own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="turnpike-test-") as directory,
+        EmbeddedPostgres(Path(directory), settings=FAST_SETTINGS) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ledger_template(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a database with the ledger's schema, to be copied and never connected to."""
+    run_apart(migrate(dsn_of(postgres_server, "ledger_template"), "usage_service", LEDGER_MIGRATIONS))
+    return "ledger_template"
+
+
+@pytest.fixture(scope="session")
+def tenants_template(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a database with the tenants' schema, to be copied and never connected to."""
+    run_apart(migrate(dsn_of(postgres_server, "tenants_template"), "router_service", TENANTS_MIGRATIONS))
+    return "tenants_template"
+
+
+@pytest.fixture
+async def empty_database(postgres_server: EmbeddedPostgres) -> AsyncIterator[str]:
+    """The address of a fresh database without any table."""
+    async for dsn in _copy(postgres_server, "template1"):
+        yield dsn
+
+
+@pytest.fixture
+async def ledger_database(postgres_server: EmbeddedPostgres, ledger_template: str) -> AsyncIterator[str]:
+    """The address of a fresh database with the ledger's schema and seeds."""
+    async for dsn in _copy(postgres_server, ledger_template):
+        yield dsn
+
+
+@pytest.fixture
+async def tenants_database(postgres_server: EmbeddedPostgres, tenants_template: str) -> AsyncIterator[str]:
+    """The address of a fresh database with the tenants' schema."""
+    async for dsn in _copy(postgres_server, tenants_template):
+        yield dsn
+
+
+async def _copy(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
+    yield dsn_of(server, name)
+    await _execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def _execute(server: EmbeddedPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(dsn_of(server, "postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
