@@ -1,4 +1,4 @@
-"""The tenants' positions against their limits, as usage_service last told: asked for in the background, never waited for."""
+"""The tenants' positions against their limits, as usage_service last told; asked for in the background."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router's copy of the price book: refreshed in the background, the last good one kept while usage_service is away."""
+"""The router's copy of the price book; while usage_service is away the last good one is kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PriceCache:
         return None if price is None else (price.input_usd, price.output_usd)
 
     async def refresh(self) -> None:
-        """Read the book, and ask for what was asked of us and is not in it. Raises nothing when usage_service is away."""
+        """Read the book, and ask for what we were asked and it does not list. An absent usage_service changes nothing."""
         try:
             self._prices = await self._read_book()
             for provider, model in [key for key, price in self._asked.items() if price is None]:

@@ -109,9 +109,7 @@ class UsageSender:
                     return
                 else:
                     await self._wait_for_more()
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:  # the lane must outlive whatever one batch does
+            except Exception as error:  # noqa: BLE001 - the lane must outlive whatever one batch does
                 _log.exception("usage.send_failed", error=type(error).__name__)
                 self._slow_down(0.0)
             if self._stopping and self._pace.failures:
@@ -206,5 +204,5 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
     retry = error_details_pb2.RetryInfo()
     for detail in status.details if status is not None else ():
         if detail.Unpack(retry):
-            return retry.retry_delay.ToTimedelta().total_seconds()
+            return float(retry.retry_delay.ToTimedelta().total_seconds())
     return 0.0
