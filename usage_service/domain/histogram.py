@@ -1,8 +1,8 @@
 """Durations as histograms on a fixed base-2 scale: merging is addition, so rollups of any grain agree exactly.
 
-Each doubling is cut into 8 buckets, so that a bucket is 2^(1/8) = 1.09 times as wide as the one before and the middle of
-a bucket is at most 4.4 % off. 160 buckets reach from 1 ms to 2^20 ms, about 17 minutes; what is outside is counted in
-the first or the last bucket. A histogram is a sequence of counts by bucket; trailing zeros are left out.
+Each doubling is cut into 8 buckets, so that a bucket is 2^(1/8) = 1.09 times as wide as the one before and the middle
+of a bucket is at most 4.4 % off. 160 buckets reach from 1 ms to 2^20 ms, about 17 minutes; what is outside is counted
+in the first or the last bucket. A histogram is a sequence of counts by bucket; trailing zeros are left out.
 
 `hist_bucket`, `hist_count`, `hist_add` and `hist_sum` in the database compute the same values.
 """
@@ -18,11 +18,11 @@ BUCKETS_PER_DOUBLING = 8
 BUCKET_COUNT = 160
 # The value that is equally far off, in percent, from both bounds l and u = 2^(1/8) l is 2lu / (l + u); its error
 # is (u - l) / (u + l).
-_GROWTH = 2.0 ** (1 / BUCKETS_PER_DOUBLING)
+_GROWTH = math.pow(2.0, 1 / BUCKETS_PER_DOUBLING)
 RELATIVE_ERROR_BOUND = (_GROWTH - 1) / (_GROWTH + 1)
 
-# Durations are whole milliseconds, so the lower bound of a bucket is exact as the smallest integer in it or above it. The
-# database holds the same integers: no logarithm, whose last digit could differ, decides a bucket.
+# Durations are whole milliseconds, so the lower bound of a bucket is exact as the smallest integer in it or above it.
+# The database holds the same integers: no logarithm, whose last digit could differ, decides a bucket.
 LOWER_BOUNDS_MS = tuple(math.ceil(2.0 ** (bucket / BUCKETS_PER_DOUBLING)) for bucket in range(1, BUCKET_COUNT))
 
 
@@ -67,6 +67,6 @@ def percentile_ms(histogram: Sequence[int], ratio: float) -> float | None:
 
 
 def _middle_ms(bucket: int) -> float:
-    lower = 2.0 ** (bucket / BUCKETS_PER_DOUBLING)
+    lower = math.pow(2.0, bucket / BUCKETS_PER_DOUBLING)
     upper = lower * _GROWTH
     return 2 * lower * upper / (lower + upper)

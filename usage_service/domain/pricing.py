@@ -178,6 +178,15 @@ class PriceBook:
         """The price that held at a time, or None."""
         return self._held(provider, model, at) or self._held(provider, ANY_MODEL, at)
 
+    def find_listed(self, provider: str, model: str, at: datetime) -> ListedPrice | None:
+        """The price that held at a time with the end of its validity, or None."""
+        price = self.find(provider, model, at)
+        if price is None:
+            return None
+        history = self._entries[price.provider, price.model]
+        following = history.index(price) + 1
+        return ListedPrice(price, history[following].effective_at if following < len(history) else None)
+
     def latest(self) -> list[Price]:
         """The newest entry of each provider and model, also when it is not valid yet."""
         return [history[-1] for history in self._entries.values()]

@@ -16,7 +16,7 @@ _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]")
 def normalise_provider(text: str, known: Iterable[str] = CATALOGUE_PROVIDERS) -> str:
     """The catalogue name of what a person wrote: "Groq (Llama 3.3 70B)" is "groq".
 
-    A name that is not known comes back trimmed and in lower case, so that asking for it finds nothing rather than fails.
+    A name that is not known comes back trimmed and in lower case: asking for it finds nothing.
     """
     bare = _IN_BRACKETS.sub("", text).strip().lower()
     key = _NOT_IN_A_NAME.sub("", bare)

@@ -1,0 +1,142 @@
+"""Usage events between the wire and the domain. Reading never fails: what is wrong is for `validate` to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
+
+from usage_service.domain.pricing import PricingState, TokenCounts
+from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
+from usage_service.metering.recording import Disposition, Outcome, Submission
+
+STATUS_TO_PROTO: Mapping[AttemptStatus, usage_event_pb2.UsageStatus.ValueType] = {
+    AttemptStatus.SUCCESS: usage_event_pb2.USAGE_STATUS_SUCCESS,
+    AttemptStatus.ERROR: usage_event_pb2.USAGE_STATUS_ERROR,
+    AttemptStatus.RATE_LIMIT: usage_event_pb2.USAGE_STATUS_RATE_LIMIT,
+    AttemptStatus.CANCELLED: usage_event_pb2.USAGE_STATUS_CANCELLED,
+    AttemptStatus.INTERRUPTED: usage_event_pb2.USAGE_STATUS_INTERRUPTED,
+}
+USAGE_SOURCE_TO_PROTO: Mapping[UsageSource, token_usage_pb2.TokenUsageSource.ValueType] = {
+    UsageSource.PROVIDER: token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER,
+    UsageSource.PROVIDER_LATE: token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER_LATE,
+    UsageSource.COUNTED: token_usage_pb2.TOKEN_USAGE_SOURCE_COUNTED,
+    UsageSource.ESTIMATED: token_usage_pb2.TOKEN_USAGE_SOURCE_ESTIMATED,
+    UsageSource.NONE: token_usage_pb2.TOKEN_USAGE_SOURCE_NONE,
+}
+FUNDING_TO_PROTO: Mapping[Funding, token_usage_pb2.Funding.ValueType] = {
+    Funding.NO_KEY: token_usage_pb2.FUNDING_UNSPECIFIED,
+    Funding.TENANT_KEY: token_usage_pb2.FUNDING_TENANT_KEY,
+    Funding.SYSTEM_KEY: token_usage_pb2.FUNDING_SYSTEM_KEY,
+}
+PRICING_STATE_TO_PROTO: Mapping[PricingState, token_usage_pb2.PricingState.ValueType] = {
+    PricingState.PRICED: token_usage_pb2.PRICING_STATE_PRICED,
+    PricingState.UNPRICED: token_usage_pb2.PRICING_STATE_UNPRICED,
+    PricingState.NOTHING_CONSUMED: token_usage_pb2.PRICING_STATE_NOTHING_CONSUMED,
+}
+_STATUS_FROM_PROTO = {number: status for status, number in STATUS_TO_PROTO.items()}
+_USAGE_SOURCE_FROM_PROTO = {number: source for source, number in USAGE_SOURCE_TO_PROTO.items()}
+_FUNDING_FROM_PROTO = {number: funding for funding, number in FUNDING_TO_PROTO.items()}
+
+_DISPOSITION_TO_PROTO: Mapping[Disposition, usage_service_pb2.RecordDisposition.ValueType] = {
+    Disposition.ACCEPTED: usage_service_pb2.RECORD_DISPOSITION_ACCEPTED,
+    Disposition.DUPLICATE: usage_service_pb2.RECORD_DISPOSITION_DUPLICATE,
+    Disposition.CONFLICT: usage_service_pb2.RECORD_DISPOSITION_CONFLICT,
+    Disposition.REJECTED: usage_service_pb2.RECORD_DISPOSITION_REJECTED,
+    Disposition.RETRY: usage_service_pb2.RECORD_DISPOSITION_RETRY,
+}
+# Code and reason of the status that goes with an event that was not stored.
+_ERRORS: Mapping[Disposition, tuple[int, str]] = {
+    Disposition.CONFLICT: (code_pb2.ALREADY_EXISTS, "EVENT_CONFLICT"),
+    Disposition.REJECTED: (code_pb2.INVALID_ARGUMENT, "EVENT_REJECTED"),
+    Disposition.RETRY: (code_pb2.ABORTED, "EVENT_NOT_STORED"),
+}
+
+_ERROR_DOMAIN = "turnpike"
+_NOTHING = TokenCounts()
+
+
+def submission_from_proto(event: usage_event_pb2.UsageEvent) -> Submission:
+    """The event as it was sent, with its canonical bytes: equal events have equal ones."""
+    return Submission(_reported_from_proto(event), event.SerializeToString(deterministic=True))
+
+
+def result_to_proto(event_id: str, index: int, outcome: Outcome) -> usage_service_pb2.RecordUsageResult:
+    """What became of the event at `index` of its batch."""
+    result = usage_service_pb2.RecordUsageResult(
+        event_id=event_id, disposition=_DISPOSITION_TO_PROTO[outcome.disposition]
+    )
+    if outcome.cost_usd is not None:
+        result.cost_usd = f"{outcome.cost_usd:.12f}"
+    if outcome.pricing_state is not None:
+        result.pricing_state = PRICING_STATE_TO_PROTO[outcome.pricing_state]
+    if outcome.disposition in _ERRORS:
+        result.error.CopyFrom(_error_to_proto(index, outcome))
+    return result
+
+
+def _error_to_proto(index: int, outcome: Outcome) -> status_pb2.Status:
+    code, reason = _ERRORS[outcome.disposition]
+    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain=_ERROR_DOMAIN))]
+    if outcome.disposition is Disposition.REJECTED:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in outcome.violations:
+            bad_request.field_violations.add(
+                field=f"events[{index}].{violation.field}", description=violation.description
+            )
+        if not outcome.violations:
+            bad_request.field_violations.add(field=f"events[{index}]", description=outcome.reason)
+        details.append(_packed(bad_request))
+    return status_pb2.Status(code=code, message=outcome.reason, details=details)
+
+
+def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    return packed
+
+
+def _reported_from_proto(event: usage_event_pb2.UsageEvent) -> ReportedEvent:
+    return ReportedEvent(
+        event_id=event.event_id,
+        tenant_id=event.tenant_id,
+        request_id=event.request_id,
+        attempt=event.attempt,
+        provider=event.provider,
+        model=event.model,
+        requested_model=event.requested_model,
+        endpoint=event.endpoint,
+        user_id=event.user_id,
+        status=_STATUS_FROM_PROTO.get(event.status),
+        error_class=event.error_class,
+        error_message=event.error_message,
+        absorbed=event.absorbed,
+        tokens=_tokens_from_proto(event.token_usage) if event.HasField("token_usage") else _NOTHING,
+        usage_source=_USAGE_SOURCE_FROM_PROTO.get(event.usage_source),
+        funding=_FUNDING_FROM_PROTO.get(event.funding),
+        latency_ms=_milliseconds(event.latency) if event.HasField("latency") else None,
+        first_token_ms=_milliseconds(event.time_to_first_token) if event.HasField("time_to_first_token") else None,
+        provider_reported_cost_usd=event.provider_reported_cost_usd,
+        labels=dict(event.labels),
+        sequence=event.sequence,
+        task_type=event.task_type,
+        decision=event.decision,
+    )
+
+
+def _tokens_from_proto(usage: token_usage_pb2.TokenUsage) -> TokenCounts:
+    return TokenCounts(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_read_tokens=usage.cached_read_tokens,
+        cached_write_tokens=usage.cached_write_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def _milliseconds(duration: Duration) -> int:
+    """Whole milliseconds; a part of one is left out."""
+    return duration.seconds * 1_000 + duration.nanos // 1_000_000

@@ -1,0 +1,90 @@
+"""`turnpike.usage.v1.UsageService`: recording here, the reports in `api/reports.py`."""
+
+from __future__ import annotations
+
+import grpc.aio
+from turnpike.usage.v1 import usage_service_pb2 as pb
+from turnpike.usage.v1 import usage_service_pb2_grpc
+
+from service_runtime.errors import FieldViolation, InvalidRequest
+from usage_service.api.convert_event import result_to_proto, submission_from_proto
+from usage_service.api.reports import ReportHandlers
+from usage_service.metering.recording import Batch, Recorder
+
+MAX_BATCH_EVENTS = 1_000
+MAX_ROUTER_NAME_CHARACTERS = 200
+
+
+class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
+    """Takes usage events in and answers what was used."""
+
+    def __init__(self, *, recorder: Recorder, reports: ReportHandlers) -> None:
+        self._recorder = recorder
+        self._reports = reports
+
+    async def RecordUsage(
+        self, request: pb.RecordUsageRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RecordUsageResponse:
+        """Store a batch of events, each exactly once."""
+        outcomes = await self._recorder.record(_batch_from_proto(request))
+        response = pb.RecordUsageResponse(
+            results=[
+                result_to_proto(event.event_id, index, outcome)
+                for index, (event, outcome) in enumerate(zip(request.events, outcomes, strict=True))
+            ]
+        )
+        interval_s = self._recorder.min_send_interval_s()
+        if interval_s is not None:
+            response.min_send_interval.FromMilliseconds(max(1, round(interval_s * 1_000)))
+        return response
+
+    async def GetTenantUsageStats(
+        self, request: pb.GetTenantUsageStatsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTenantUsageStatsResponse:
+        """Sum a tenant's usage by provider and model over a window."""
+        return await self._reports.get_tenant_usage_stats(request)
+
+    async def ListDailyCosts(
+        self, request: pb.ListDailyCostsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListDailyCostsResponse:
+        """List a tenant's cost per day and provider."""
+        return await self._reports.list_daily_costs(request)
+
+    async def ListErrors(
+        self, request: pb.ListErrorsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListErrorsResponse:
+        """List a tenant's failures."""
+        return await self._reports.list_errors(request)
+
+    async def ListUsageRecords(
+        self, request: pb.ListUsageRecordsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListUsageRecordsResponse:
+        """List single usage records."""
+        return await self._reports.list_usage_records(request)
+
+
+def _batch_from_proto(request: pb.RecordUsageRequest) -> Batch:
+    violations = [
+        *_name_violations("router_id", request.router_id),
+        *_name_violations("epoch", request.epoch),
+    ]
+    if not request.router_id:
+        violations.append(FieldViolation("router_id", "must name the router that sends the events"))
+    if not 1 <= len(request.events) <= MAX_BATCH_EVENTS:
+        violations.append(
+            FieldViolation("events", f"must hold 1 to {MAX_BATCH_EVENTS} events, not {len(request.events)}")
+        )
+    if violations:
+        raise InvalidRequest(violations)
+    return Batch(request.router_id, request.epoch, [submission_from_proto(event) for event in request.events])
+
+
+def _name_violations(field: str, text: str) -> list[FieldViolation]:
+    violations = []
+    if len(text) > MAX_ROUTER_NAME_CHARACTERS:
+        violations.append(
+            FieldViolation(field, f"must have at most {MAX_ROUTER_NAME_CHARACTERS} characters, not {len(text)}")
+        )
+    if "\x00" in text:
+        violations.append(FieldViolation(field, "must not hold the character U+0000"))
+    return violations

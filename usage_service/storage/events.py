@@ -1,0 +1,230 @@
+"""The ledger's rows in Postgres: every event once, together with its share in every rollup."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+
+from service_runtime.errors import Category, ServiceError
+from service_runtime.postgres import Postgres, load_queries
+from usage_service.domain.pricing import PricingState
+from usage_service.metering.ports import (
+    AlreadyStored,
+    Inserted,
+    LedgerRow,
+    NotStoredNow,
+    StoreOutcome,
+    Unstorable,
+)
+from usage_service.storage.partitions import Partitions
+
+if TYPE_CHECKING:
+    from service_runtime.postgres import Connection
+
+# The temp table costs about a millisecond per transaction; from about here on COPY saves more than that.
+COPY_FROM_ROWS = 300
+_ATTEMPTS = 6
+_FIRST_RETRY_S = 0.01
+
+_COLUMNS = (
+    "id", "tenant_id", "user_id", "provider", "model_name", "endpoint", "timestamp", "latency_ms", "input_tokens",
+    "output_tokens", "total_tokens", "estimated_cost_usd", "status", "error_message", "metadata", "request_id",
+    "attempt", "requested_model", "error_class", "absorbed", "funding", "cached_read_tokens", "cached_write_tokens",
+    "reasoning_tokens", "usage_source", "first_token_ms", "price_id", "pricing_state", "provider_cost_usd",
+    "router_id", "router_epoch", "router_sequence", "content_hash",
+)  # fmt: skip
+
+_QUERIES = load_queries(Path(__file__).with_name("ingest.sql"))
+_INGEST_COPIED = _QUERIES["ingest"].replace("{stage}", _QUERIES["stage_from_copy"])
+_INGEST_ARRAYS = _QUERIES["ingest"].replace("{stage}", _QUERIES["stage_from_arrays"])
+
+# Another transaction was in the way; the same statements succeed when tried again.
+_PASSING: tuple[type[Exception], ...] = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,
+)
+# The values are at fault; the same statement fails forever.
+_DATA_FAULTS: tuple[type[Exception], ...] = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.UntranslatableCharacterError,
+)
+# The server cannot write now: full disk, no memory, shutting down, a standby.
+_SERVER_FAULTS: tuple[type[Exception], ...] = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+class PostgresLedger:
+    """Stores rows and rollups in one transaction per batch."""
+
+    def __init__(self, postgres: Postgres, *, partitions: Partitions, jitter: Callable[[], float]) -> None:
+        """`jitter` returns a number from 0 to 1; it spreads the retries of writers that met."""
+        self._postgres = postgres
+        self._partitions = partitions
+        self._jitter = jitter
+
+    async def store(self, rows: Sequence[LedgerRow]) -> list[StoreOutcome]:
+        """Store rows with distinct event ids; see `metering.ports.Ledger`.
+
+        A batch that the database refuses for its values is halved until the culprits stand alone; the rest is stored.
+        """
+        if not rows:
+            return []
+        times = [row.event.used_at for row in rows]
+        await self._partitions.cover(min(times), max(times))
+        return await self._store_or_halve(rows, [_record(row) for row in rows])
+
+    async def _store_or_halve(
+        self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]
+    ) -> list[StoreOutcome]:
+        try:
+            return await self._store_with_retries(rows, records)
+        except _DATA_FAULTS as error:
+            if len(rows) > 1:
+                middle = len(rows) // 2
+                first_half = await self._store_or_halve(rows[:middle], records[:middle])
+                return first_half + await self._store_or_halve(rows[middle:], records[middle:])
+            if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
+                # No partition holds the time: it was dropped between our check and the insert, or somebody else did it.
+                self._partitions.forget()
+                return [NotStoredNow("the ledger has no partition for the usage time yet")]
+            return [Unstorable(f"the database refuses the values: {_description(error)}")]
+
+    async def _store_with_retries(
+        self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]
+    ) -> list[StoreOutcome]:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await self._store_at_once(rows, records)
+            except _PASSING:
+                await asyncio.sleep(_FIRST_RETRY_S * 2**attempt * self._jitter())
+            except _SERVER_FAULTS as error:
+                raise _cannot_write(error) from error
+        return [NotStoredNow(f"other writers were in the way {_ATTEMPTS} times")] * len(rows)
+
+    async def _store_at_once(self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]) -> list[StoreOutcome]:
+        async with self._postgres.transaction() as connection:
+            inserted = await _insert(connection, records)
+            if len(inserted) == len(rows):
+                return [Inserted()] * len(rows)
+            others = [row for row in rows if row.event.event_id not in inserted]
+            held = await _find_stored(connection, others)
+        return [
+            Inserted() if row.event.event_id in inserted else held.get(row.event.event_id, _VANISHED) for row in rows
+        ]
+
+
+# In the way of the insert, yet not there a moment later: its partition was dropped in between.
+_VANISHED = NotStoredNow("the row that was in the way has gone")
+
+
+async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> set[Any]:
+    """Insert and roll up; returns the ids that are new."""
+    if len(records) >= COPY_FROM_ROWS:
+        await connection.execute(_QUERIES["create_stage"])
+        await connection.copy_records_to_table(
+            "usage_stage", schema_name="pg_temp", records=records, columns=list(_COLUMNS)
+        )
+        fetched = await connection.fetch(_INGEST_COPIED)
+    else:
+        fetched = await connection.fetch(_INGEST_ARRAYS, *zip(*records, strict=True))
+    return {record["id"] for record in fetched}
+
+
+async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dict[Any, StoreOutcome]:
+    times = [row.event.used_at for row in rows]
+    fetched = await connection.fetch(
+        _QUERIES["find_stored"],
+        [row.event.tenant_id for row in rows],
+        times,
+        [row.event.event_id for row in rows],
+        min(times),
+        max(times),
+    )
+    return {
+        record["id"]: AlreadyStored(
+            content_hash=record["content_hash"],
+            cost_usd=record["estimated_cost_usd"],
+            pricing_state=PricingState(record["pricing_state"]),
+        )
+        for record in fetched
+    }
+
+
+def _record(row: LedgerRow) -> tuple[Any, ...]:
+    """The row's values in the order of `_COLUMNS`."""
+    event = row.event
+    reported = event.reported
+    tokens = reported.tokens
+    return (
+        event.event_id,
+        event.tenant_id,
+        reported.user_id,
+        reported.provider,
+        reported.model,
+        reported.endpoint,
+        event.used_at,
+        reported.latency_ms,
+        tokens.input_tokens,
+        tokens.output_tokens,
+        tokens.total_tokens,
+        row.priced.cost_usd,
+        event.status,
+        reported.error_message or None,
+        _metadata(row),
+        event.request_id,
+        reported.attempt,
+        reported.requested_model,
+        reported.error_class,
+        reported.absorbed,
+        event.funding,
+        tokens.cached_read_tokens,
+        tokens.cached_write_tokens,
+        tokens.reasoning_tokens,
+        event.usage_source,
+        reported.first_token_ms,
+        row.priced.price_id,
+        row.priced.state,
+        event.provider_cost_usd,
+        row.router_id,
+        row.router_epoch,
+        reported.sequence,
+        row.content_hash,
+    )
+
+
+def _metadata(row: LedgerRow) -> str:
+    """What has no column of its own: labels, task_type and decision, each only when it is there."""
+    reported = row.event.reported
+    fields: dict[str, object] = {}
+    if reported.labels:
+        fields["labels"] = reported.labels
+    if reported.task_type:
+        fields["task_type"] = reported.task_type
+    if reported.decision:
+        fields["decision"] = reported.decision
+    return msgspec.json.encode(fields).decode() if fields else "{}"
+
+
+def _description(error: Exception) -> str:
+    """What the database says of the values. Its own words name the column and the rule, and quote no prompt."""
+    return str(error).partition("\n")[0][:300]
+
+
+def _cannot_write(error: Exception) -> ServiceError:
+    return ServiceError(
+        Category.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+        f"the database cannot write now ({type(error).__name__}); resend later with the same ids",
+        retry_after_s=1.0,
+    )
