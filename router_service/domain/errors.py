@@ -6,9 +6,11 @@ decides what each means. No message here ever holds a provider's raw text.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 
 from router_service.domain.completion import QuotaHeaders
+from router_service.domain.usage import TokenUsage
 
 
 class FailureKind(StrEnum):
@@ -39,7 +41,8 @@ class ProviderError(Exception):
 
     `message` is ours: short, redacted, safe for callers and logs. `status` is the HTTP status, if one came.
     `retry_after_s` is the provider's own wish, uncapped. `may_have_reached_provider` is False only when surely no byte
-    of the request left: then nothing can have been consumed.
+    of the request left: then nothing can have been consumed. `usage`, `reported_cost_usd` and `model` are what the
+    provider still reported before it failed.
     """
 
     def __init__(
@@ -51,6 +54,9 @@ class ProviderError(Exception):
         retry_after_s: float | None = None,
         quota: QuotaHeaders | None = None,
         may_have_reached_provider: bool = True,
+        usage: TokenUsage | None = None,
+        reported_cost_usd: Decimal | None = None,
+        model: str = "",
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -59,3 +65,6 @@ class ProviderError(Exception):
         self.retry_after_s = retry_after_s
         self.quota = quota
         self.may_have_reached_provider = may_have_reached_provider
+        self.usage = usage
+        self.reported_cost_usd = reported_cost_usd
+        self.model = model

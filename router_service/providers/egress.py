@@ -88,7 +88,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
 
 
 def check_base_url(url: str) -> str:
-    """Return `url` without a trailing slash. Raises `ValueError` saying what is wrong, without quoting secrets in it."""
+    """Return `url` without a trailing slash. Raises `ValueError` that says what is wrong and quotes no secret."""
     if len(url) > 2048 or not url.isascii() or any(character.isspace() for character in url):
         raise ValueError("base URL: at most 2048 ASCII characters and no blanks; write international names encoded")
     parts = urlsplit(url)
