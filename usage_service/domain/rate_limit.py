@@ -63,7 +63,7 @@ class LimitRule:
     def __post_init__(self) -> None:
         if not MIN_WINDOW_S <= self.window_s <= MAX_WINDOW_S or self.window_s % MIN_WINDOW_S:
             raise ValueError(
-                f"a limit's window must be whole minutes from {MIN_WINDOW_S} s to {MAX_WINDOW_S} s, not {self.window_s} s"
+                f"a limit's window must be whole minutes, {MIN_WINDOW_S} s to {MAX_WINDOW_S} s, not {self.window_s} s"
             )
         if not self.limit.is_finite() or self.limit < 0:
             raise ValueError(f"a limit must be a number of at least 0, not {self.limit}")
@@ -87,9 +87,7 @@ class Consumption:
     cost_usd: Decimal = Decimal(0)
 
     def __add__(self, other: Consumption) -> Consumption:
-        return Consumption(
-            self.requests + other.requests, self.tokens + other.tokens, self.cost_usd + other.cost_usd
-        )
+        return Consumption(self.requests + other.requests, self.tokens + other.tokens, self.cost_usd + other.cost_usd)
 
     def of(self, metric: LimitMetric) -> Decimal:
         """The part that `metric` counts."""

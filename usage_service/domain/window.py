@@ -28,9 +28,7 @@ class Window:
         if self.start.tzinfo is None or self.end.tzinfo is None:
             raise ValueError(f"a window needs times with a zone, not {self.start} and {self.end}")
         if self.end <= self.start:
-            raise ValueError(
-                f"a window must end after its start {self.start.isoformat()}, not {self.end.isoformat()}"
-            )
+            raise ValueError(f"a window must end after its start {self.start.isoformat()}, not {self.end.isoformat()}")
 
     @property
     def length(self) -> timedelta:

@@ -1,0 +1,241 @@
+"""Reports between protos and values. Reading a request may fail, writing an answer may not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from turnpike.usage.v1 import quota_service_pb2, token_usage_pb2, usage_event_pb2, usage_service_pb2
+from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, percentile_ms
+from usage_service.domain.pricing import PricingState, TokenCounts
+from usage_service.domain.rate_limit import LimitLevel, LimitMetric, LimitPosition
+from usage_service.domain.report import (
+    Cost,
+    DailyCost,
+    Durations,
+    Failure,
+    ModelUsage,
+    StoredRecord,
+    UsageReport,
+)
+from usage_service.domain.usage_event import AttemptStatus, Funding, UsageSource
+from usage_service.metering.limiting import LimitStatus
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_STATUS = {status: usage_event_pb2.UsageStatus.Value(f"USAGE_STATUS_{status.name}") for status in AttemptStatus}
+_SOURCE = {
+    source: token_usage_pb2.TokenUsageSource.Value(f"TOKEN_USAGE_SOURCE_{source.name}") for source in UsageSource
+}
+_FUNDING = {
+    Funding.NO_KEY: token_usage_pb2.FUNDING_UNSPECIFIED,
+    Funding.TENANT_KEY: token_usage_pb2.FUNDING_TENANT_KEY,
+    Funding.SYSTEM_KEY: token_usage_pb2.FUNDING_SYSTEM_KEY,
+}
+_PRICING = {state: token_usage_pb2.PricingState.Value(f"PRICING_STATE_{state.name}") for state in PricingState}
+_METRIC = {metric: quota_service_pb2.LimitMetric.Value(f"LIMIT_METRIC_{metric.name}") for metric in LimitMetric}
+_LEVEL = {level: quota_service_pb2.LimitLevel.Value(f"LIMIT_LEVEL_{level.name}") for level in LimitLevel}
+
+
+def usage_report_to_proto(report: UsageReport) -> usage_service_pb2.GetTenantUsageStatsResponse:
+    return usage_service_pb2.GetTenantUsageStatsResponse(
+        stats=[model_usage_to_proto(one) for one in report.models],
+        total=model_usage_to_proto(report.total),
+        start_time=timestamp_to_proto(report.window.start),
+        end_time=timestamp_to_proto(report.window.end),
+    )
+
+
+def model_usage_to_proto(usage: ModelUsage) -> usage_service_pb2.UsageStats:
+    outcomes = usage.outcomes
+    return usage_service_pb2.UsageStats(
+        provider=usage.provider,
+        model=usage.model,
+        requests=outcomes.requests,
+        attempts=outcomes.attempts,
+        succeeded=outcomes.succeeded,
+        failed=outcomes.failed,
+        rate_limited=outcomes.rate_limited,
+        cancelled=outcomes.cancelled,
+        absorbed=outcomes.absorbed,
+        token_usage=tokens_to_proto(usage.tokens),
+        total_tokens=usage.tokens.total_tokens,
+        cost=cost_to_proto(usage.cost),
+        latency=durations_to_proto(usage.latency),
+        time_to_first_token=durations_to_proto(usage.first_token),
+    )
+
+
+def daily_cost_to_proto(one: DailyCost) -> usage_service_pb2.DailyCost:
+    return usage_service_pb2.DailyCost(
+        date=one.day.isoformat(),
+        provider=one.provider,
+        requests=one.requests,
+        total_tokens=one.total_tokens,
+        cost=cost_to_proto(one.cost),
+    )
+
+
+def failure_to_proto(failure: Failure) -> usage_service_pb2.ErrorSummary:
+    return usage_service_pb2.ErrorSummary(
+        provider=failure.key.provider,
+        model=failure.key.model,
+        status=_STATUS[failure.key.status],
+        error_class=failure.key.error_class,
+        occurrences=failure.occurrences,
+        absorbed=failure.absorbed,
+        first_seen_time=timestamp_to_proto(failure.first_seen),
+        last_seen_time=timestamp_to_proto(failure.last_seen),
+        cost=cost_to_proto(failure.cost),
+        sample_message=failure.sample_message,
+    )
+
+
+def record_to_proto(record: StoredRecord) -> usage_service_pb2.UsageRecord:
+    return usage_service_pb2.UsageRecord(
+        event=_event_to_proto(record),
+        usage_time=timestamp_to_proto(record.used_at),
+        ingest_time=timestamp_to_proto(record.ingested_at),
+        cost_usd="" if record.cost_usd is None else usd_to_text(record.cost_usd),
+        pricing_state=_PRICING[record.pricing_state],
+        price_id="" if record.price_id is None else str(record.price_id),
+        router_id=record.router_id,
+    )
+
+
+def _event_to_proto(record: StoredRecord) -> usage_event_pb2.UsageEvent:
+    event = usage_event_pb2.UsageEvent(
+        event_id=str(record.event_id),
+        tenant_id=str(record.tenant_id),
+        request_id=str(record.request_id),
+        attempt=record.attempt,
+        provider=record.provider,
+        model=record.model,
+        requested_model=record.requested_model,
+        endpoint=record.endpoint,
+        user_id=record.user_id,
+        status=_STATUS[record.status],
+        error_class=record.error_class,
+        error_message=record.error_message,
+        absorbed=record.absorbed,
+        usage_source=_SOURCE[record.usage_source],
+        funding=_FUNDING[record.funding],
+        labels=record.labels,
+        sequence=record.sequence,
+        task_type=record.task_type,
+        decision=record.decision,
+    )
+    # Absent stays absent: "nothing consumed" and "not measured" are no zeros.
+    if record.tokens.total_tokens or record.usage_source is not UsageSource.NONE:
+        event.token_usage.CopyFrom(tokens_to_proto(record.tokens))
+    if record.latency_ms is not None:
+        event.latency.CopyFrom(duration_to_proto(timedelta(milliseconds=record.latency_ms)))
+    if record.first_token_ms is not None:
+        event.time_to_first_token.CopyFrom(duration_to_proto(timedelta(milliseconds=record.first_token_ms)))
+    if record.provider_cost_usd is not None:
+        event.provider_reported_cost_usd = usd_to_text(record.provider_cost_usd)
+    return event
+
+
+def limit_status_to_proto(status: LimitStatus) -> quota_service_pb2.CheckRateLimitStatusResponse:
+    return quota_service_pb2.CheckRateLimitStatusResponse(
+        statuses=[limit_position_to_proto(one) for one in status.positions],
+        level=_LEVEL[status.level],
+        should_failover=status.should_failover,
+        as_of_time=timestamp_to_proto(status.as_of),
+        valid_for=duration_to_proto(status.valid_for),
+    )
+
+
+def limit_position_to_proto(position: LimitPosition) -> quota_service_pb2.RateLimitStatus:
+    rule = position.rule
+    return quota_service_pb2.RateLimitStatus(
+        provider=rule.provider,
+        model=rule.model,
+        metric=_METRIC[rule.metric],
+        window=duration_to_proto(timedelta(seconds=rule.window_s)),
+        limit=_amount_to_text(rule.metric, rule.limit),
+        used=_amount_to_text(rule.metric, position.used),
+        remaining=_amount_to_text(rule.metric, position.remaining),
+        usage_percent=position.usage_ratio * 100,
+        level=_LEVEL[position.level],
+        should_failover=position.should_failover,
+        reset_time=timestamp_to_proto(position.reset_at),
+        is_override=rule.is_override,
+    )
+
+
+def tokens_to_proto(tokens: TokenCounts) -> token_usage_pb2.TokenUsage:
+    return token_usage_pb2.TokenUsage(
+        input_tokens=tokens.input_tokens,
+        output_tokens=tokens.output_tokens,
+        cached_read_tokens=tokens.cached_read_tokens,
+        cached_write_tokens=tokens.cached_write_tokens,
+        reasoning_tokens=tokens.reasoning_tokens,
+    )
+
+
+def cost_to_proto(cost: Cost) -> usage_service_pb2.CostSummary:
+    return usage_service_pb2.CostSummary(
+        cost_usd=usd_to_text(cost.usd),
+        exact_usd=usd_to_text(cost.exact_usd),
+        estimated_usd=usd_to_text(cost.estimated_usd),
+        unpriced_attempts=cost.unpriced_attempts,
+        unpriced_tokens=cost.unpriced_tokens,
+    )
+
+
+def durations_to_proto(durations: Durations) -> usage_service_pb2.LatencySummary:
+    """Mean and percentiles; without a sample they stay absent."""
+    summary = usage_service_pb2.LatencySummary(sample_count=durations.count, relative_error_bound=RELATIVE_ERROR_BOUND)
+    if durations.count:
+        summary.average.CopyFrom(_nanoseconds_to_proto(durations.sum_ms * 1_000_000 // durations.count))
+        for field, ratio in (
+            (summary.p50, 0.5),
+            (summary.p90, 0.9),
+            (summary.p95, 0.95),
+            (summary.p99, 0.99),
+        ):
+            field.CopyFrom(_nanoseconds_to_proto(round((percentile_ms(durations.histogram, ratio) or 0) * 1e6)))
+    return summary
+
+
+def timestamp_to_proto(instant: datetime) -> Timestamp:
+    seconds, rest = divmod(instant - _EPOCH, timedelta(seconds=1))
+    return Timestamp(seconds=seconds, nanos=rest.microseconds * 1000)
+
+
+def instant_from_proto(timestamp: Timestamp) -> datetime:
+    """Rounded up to the microsecond, which for usage times in whole milliseconds moves no event over the edge.
+
+    Raises ValueError outside the years 1970 to 2199.
+    """
+    if not 0 <= timestamp.nanos < 1_000_000_000 or not 0 <= timestamp.seconds < _END_OF_TIME_S:
+        raise ValueError("must lie between 1970 and 2199")
+    return _EPOCH + timedelta(seconds=timestamp.seconds, microseconds=-(-timestamp.nanos // 1000))
+
+
+_END_OF_TIME_S = int((datetime(2200, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds())
+
+
+def duration_to_proto(duration: timedelta) -> Duration:
+    return _nanoseconds_to_proto(duration // timedelta(microseconds=1) * 1000)
+
+
+def usd_to_text(amount: Decimal) -> str:
+    """US dollars with 12 decimals, as the ledger keeps them."""
+    return f"{amount:.12f}"
+
+
+def _nanoseconds_to_proto(nanoseconds: int) -> Duration:
+    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
+    return Duration(seconds=seconds, nanos=nanos)
+
+
+def _amount_to_text(metric: LimitMetric, amount: Decimal) -> str:
+    if metric is LimitMetric.COST:
+        return usd_to_text(amount)
+    return str(int(amount)) if amount == amount.to_integral_value() else f"{amount.normalize():f}"

@@ -1,0 +1,102 @@
+"""What reports and limits need from the ledger. `storage` fits these; tests bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Protocol
+from uuid import UUID
+
+from usage_service.domain.rate_limit import Consumption, LimitRule
+from usage_service.domain.report import DailyCost, Failure, FailureKey, ModelUsage, StoredRecord, UsageFilter
+from usage_service.domain.window import KeptGrains, LocalDay, Tile, Window
+
+
+@dataclass(frozen=True, slots=True)
+class AfterDailyCost:
+    """The last entry of a page of daily costs."""
+
+    day: date
+    cost_usd: Decimal
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class AfterFailure:
+    """The last entry of a page of failures."""
+
+    occurrences: int
+    key: FailureKey
+
+
+@dataclass(frozen=True, slots=True)
+class AfterRecord:
+    """The last entry of a page of records."""
+
+    used_at: datetime
+    event_id: UUID
+
+
+class Rollups(Protocol):
+    """Sums over the rollups. `tiles` are disjoint; each method reads one state of the ledger."""
+
+    async def usage_by_model(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
+    ) -> Sequence[ModelUsage]:
+        """At most `limit` providers and models, most requests first."""
+        ...
+
+    async def costs_by_day(
+        self, tenant_id: UUID, days: Sequence[LocalDay], only: UsageFilter, *, after: AfterDailyCost | None, limit: int
+    ) -> Sequence[DailyCost]:
+        """At most `limit` entries after `after`: newest day first, then highest cost, then provider."""
+        ...
+
+    async def failures(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        kept: KeptGrains,
+        after: AfterFailure | None,
+        limit: int,
+    ) -> Sequence[Failure]:
+        """At most `limit` kinds of failure after `after`, most frequent first, each with a message from its rows.
+
+        `kept` says how finely the first and the last occurrence can be told.
+        """
+        ...
+
+    async def consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
+    ) -> Mapping[tuple[int, str, str], Consumption]:
+        """What was used by (key of the window, provider, model)."""
+        ...
+
+
+class Records(Protocol):
+    """Single rows of the ledger."""
+
+    async def newest(
+        self,
+        tenant_id: UUID,
+        window: Window,
+        only: UsageFilter,
+        *,
+        request_id: UUID | None,
+        after: AfterRecord | None,
+        limit: int,
+    ) -> Sequence[StoredRecord]:
+        """At most `limit` rows after `after`, newest first."""
+        ...
+
+
+class Limits(Protocol):
+    """The tenants' own limits."""
+
+    async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
+        """The tenant's own limits. Raises ServiceError FAILED_PRECONDITION LIMIT_INVALID, naming the unusable one."""
+        ...

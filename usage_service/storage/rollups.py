@@ -1,0 +1,212 @@
+"""Reads of the rollups in Postgres, and the removal of those that are no longer kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from service_runtime.postgres import Postgres, load_queries
+from usage_service.domain.pricing import TokenCounts
+from usage_service.domain.rate_limit import Consumption
+from usage_service.domain.report import (
+    Cost,
+    DailyCost,
+    Durations,
+    Failure,
+    FailureKey,
+    ModelUsage,
+    Outcomes,
+    UsageFilter,
+)
+from usage_service.domain.usage_event import AttemptStatus
+from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, tiles
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+_QUERIES = load_queries(Path(__file__).with_name("reports.sql"))
+
+
+class PostgresRollups:
+    """The rollups, as `metering.report_ports.Rollups` wants them. Every report is one statement, so one snapshot."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._postgres = postgres
+
+    async def usage_by_model(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
+    ) -> list[ModelUsage]:
+        fetched = await self._fetch("usage_by_model", tenant_id, *_columns(tiles), *_conditions(only), limit)
+        return [_model_usage(record) for record in fetched]
+
+    async def costs_by_day(
+        self, tenant_id: UUID, days: Sequence[LocalDay], only: UsageFilter, *, after: AfterDailyCost | None, limit: int
+    ) -> list[DailyCost]:
+        covering = [(day.day, tile) for day in days for tile in tiles(day.window)]
+        fetched = await self._fetch(
+            "costs_by_day",
+            tenant_id,
+            *_columns([tile for _, tile in covering]),
+            [day for day, _ in covering],
+            *_conditions(only),
+            *((after.day, after.cost_usd, after.provider) if after else (None, None, None)),
+            limit,
+        )
+        return [_daily_cost(record) for record in fetched]
+
+    async def failures(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        kept: KeptGrains,
+        after: AfterFailure | None,
+        limit: int,
+    ) -> list[Failure]:
+        fetched = await self._fetch(
+            "failures",
+            tenant_id,
+            *_columns(tiles),
+            *_conditions(only),
+            *_failure_position(after),
+            limit,
+            kept.minutes_since,
+            kept.hours_since,
+        )
+        return [_failure(record) for record in fetched]
+
+    async def consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
+    ) -> dict[tuple[int, str, str], Consumption]:
+        covering = list(chain.from_iterable(windows.values()))
+        keys = [key for key, covers in windows.items() for _ in covers]
+        fetched = await self._fetch("consumption", tenant_id, *_columns(covering), keys)
+        return {
+            (record["window_key"], record["provider"], record["model_name"]): Consumption(
+                record["requests"], record["tokens"], record["cost_usd"]
+            )
+            for record in fetched
+        }
+
+    async def _fetch(self, query: str, *arguments: object) -> list[Record]:
+        async with self._postgres.acquire() as connection:
+            return await connection.fetch(_QUERIES[query], *arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """How many rows of each rollup a purge removed."""
+
+    minutes: int
+    hours: int
+
+
+async def purge_rollups(postgres: Postgres, retention: RollupRetention, now: datetime) -> Purged:
+    """Remove minute and hour buckets that are no longer kept. Days stay for good.
+
+    Goes tenant by tenant, each in a transaction of its own, so that it holds few locks and needs no further index; a
+    purge that was interrupted is completed by the next. Several may run at once.
+    """
+    kept = retention.purgeable_at(now)
+    return Purged(
+        minutes=await _purge(postgres, "tenant_with_minutes", "purge_minutes", kept.minutes_since),
+        hours=await _purge(postgres, "tenant_with_hours", "purge_hours", kept.hours_since),
+    )
+
+
+async def _purge(postgres: Postgres, find_tenant: str, delete: str, before: datetime) -> int:
+    removed, start = 0, UUID(int=0)
+    while True:
+        async with postgres.acquire() as connection:
+            tenant_id: UUID | None = await connection.fetchval(_QUERIES[find_tenant], start)
+            if tenant_id is None:
+                return removed
+            tag = await connection.execute(_QUERIES[delete], tenant_id, before)
+        removed += int(tag.rpartition(" ")[2])  # "DELETE 12"
+        if tenant_id.int == UUID(int=2**128 - 1).int:
+            return removed
+        start = UUID(int=tenant_id.int + 1)
+
+
+def _columns(tiles: Iterable[Tile]) -> tuple[list[str], list[datetime], list[datetime]]:
+    covering = list(tiles)
+    return [one.grain.label for one in covering], [one.start for one in covering], [one.end for one in covering]
+
+
+def _conditions(only: UsageFilter) -> tuple[str, str, bool | None, str]:
+    return only.provider, only.model, only.absorbed, only.funding
+
+
+def _failure_position(after: AfterFailure | None) -> Sequence[Any]:
+    if after is None:
+        return (None, None, None, None, None)
+    key = after.key
+    return (after.occurrences, key.provider, key.model, key.status, key.error_class)
+
+
+def _model_usage(record: Record) -> ModelUsage:
+    return ModelUsage(
+        provider=record["provider"],
+        model=record["model_name"],
+        outcomes=Outcomes(
+            requests=record["requests"],
+            attempts=record["attempts"],
+            succeeded=record["succeeded"],
+            failed=record["failed"],
+            rate_limited=record["rate_limited"],
+            cancelled=record["cancelled"],
+            absorbed=record["absorbed"],
+        ),
+        tokens=TokenCounts(
+            input_tokens=record["input_tokens"],
+            output_tokens=record["output_tokens"],
+            cached_read_tokens=record["cached_read_tokens"],
+            cached_write_tokens=record["cached_write_tokens"],
+            reasoning_tokens=record["reasoning_tokens"],
+        ),
+        cost=_cost(record),
+        latency=Durations(record["latency_count"], record["latency_sum_ms"], tuple(record["latency_histogram"])),
+        first_token=Durations(
+            record["first_token_count"], record["first_token_sum_ms"], tuple(record["first_token_histogram"])
+        ),
+    )
+
+
+def _cost(record: Record) -> Cost:
+    return Cost(
+        exact_usd=record["exact_usd"],
+        estimated_usd=record["estimated_usd"],
+        unpriced_attempts=record["unpriced_attempts"],
+        unpriced_tokens=record["unpriced_tokens"],
+    )
+
+
+def _daily_cost(record: Record) -> DailyCost:
+    return DailyCost(
+        day=record["day"],
+        provider=record["provider"],
+        requests=record["requests"],
+        total_tokens=record["total_tokens"],
+        cost=_cost(record),
+    )
+
+
+def _failure(record: Record) -> Failure:
+    return Failure(
+        key=FailureKey(
+            record["provider"], record["model_name"], AttemptStatus(record["status"]), record["error_class"]
+        ),
+        occurrences=record["occurrences"],
+        absorbed=record["absorbed"],
+        first_seen=record["first_seen"],
+        last_seen=record["last_seen"],
+        cost=_cost(record),
+        sample_message=record["sample_message"],
+    )
