@@ -39,7 +39,7 @@ class PriceCache:
         return None if price is None else (price.input_usd, price.output_usd)
 
     async def refresh(self) -> None:
-        """Read the book, and ask for what we were asked and it does not list. An absent usage_service changes nothing."""
+        """Read the book, and ask for what it does not list. An absent usage_service changes nothing."""
         try:
             self._prices = await self._read_book()
             for provider, model in [key for key, price in self._asked.items() if price is None]:
