@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 
+from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 from usage_service.domain.pricing import PricingState, TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
 from usage_service.metering.recording import Disposition, Outcome, Submission

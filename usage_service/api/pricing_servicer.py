@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
-from turnpike.usage.v1 import pricing_service_pb2 as pb
-from turnpike.usage.v1 import pricing_service_pb2_grpc, token_usage_pb2
 
 from service_runtime.errors import FieldViolation, InvalidRequest
+from turnpike.usage.v1 import pricing_service_pb2 as pb
+from turnpike.usage.v1 import pricing_service_pb2_grpc, token_usage_pb2
 from usage_service.domain import paging
 from usage_service.domain.pricing import ListedPrice, TokenCounts, at_answer_precision
 from usage_service.domain.provider_names import normalise_provider
 from usage_service.domain.usage_event import MAX_NAME_CHARACTERS, MAX_TOKENS
 from usage_service.metering.pricing import Pricing, Quote
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 _DEFAULT_PAGE_SIZE = 200
 _TOKEN_FIELDS = ("input_tokens", "output_tokens", "cached_read_tokens", "cached_write_tokens", "reasoning_tokens")
@@ -30,9 +34,7 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
         self._providers = providers
         self._now = now
 
-    async def CalculateCost(
-        self, request: pb.CalculateCostRequest, context: grpc.aio.ServicerContext
-    ) -> pb.CalculateCostResponse:
+    async def CalculateCost(self, request: pb.CalculateCostRequest, _context: Context) -> pb.CalculateCostResponse:
         """Price a number of tokens."""
         provider, tokens, as_of = self._parsed(request)
         if tokens.total_tokens == 0:
@@ -44,9 +46,7 @@ class PricingServicer(pricing_service_pb2_grpc.PricingServiceServicer):
             )
         return _quote_to_proto(await self._pricing.quote(provider, request.model, tokens, as_of))
 
-    async def ListPrices(
-        self, request: pb.ListPricesRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListPricesResponse:
+    async def ListPrices(self, request: pb.ListPricesRequest, _context: Context) -> pb.ListPricesResponse:
         """List the prices that were valid at a time, by provider, then model."""
         provider = normalise_provider(request.provider, self._providers) if request.provider else ""
         asked_time = str(request.as_of_time.ToNanoseconds()) if request.HasField("as_of_time") else ""

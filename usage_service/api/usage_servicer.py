@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import grpc.aio
-from turnpike.usage.v1 import usage_service_pb2 as pb
-from turnpike.usage.v1 import usage_service_pb2_grpc
 
 from service_runtime.errors import FieldViolation, InvalidRequest
+from turnpike.usage.v1 import usage_service_pb2 as pb
+from turnpike.usage.v1 import usage_service_pb2_grpc
 from usage_service.api.convert_event import result_to_proto, submission_from_proto
 from usage_service.api.reports import ReportHandlers
 from usage_service.metering.recording import Batch, Recorder
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_BATCH_EVENTS = 1_000
 MAX_ROUTER_NAME_CHARACTERS = 200
@@ -22,9 +27,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         self._recorder = recorder
         self._reports = reports
 
-    async def RecordUsage(
-        self, request: pb.RecordUsageRequest, context: grpc.aio.ServicerContext
-    ) -> pb.RecordUsageResponse:
+    async def RecordUsage(self, request: pb.RecordUsageRequest, _context: Context) -> pb.RecordUsageResponse:
         """Store a batch of events, each exactly once."""
         outcomes = await self._recorder.record(_batch_from_proto(request))
         response = pb.RecordUsageResponse(
@@ -39,25 +42,21 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         return response
 
     async def GetTenantUsageStats(
-        self, request: pb.GetTenantUsageStatsRequest, context: grpc.aio.ServicerContext
+        self, request: pb.GetTenantUsageStatsRequest, _context: Context
     ) -> pb.GetTenantUsageStatsResponse:
         """Sum a tenant's usage by provider and model over a window."""
         return await self._reports.get_tenant_usage_stats(request)
 
-    async def ListDailyCosts(
-        self, request: pb.ListDailyCostsRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListDailyCostsResponse:
+    async def ListDailyCosts(self, request: pb.ListDailyCostsRequest, _context: Context) -> pb.ListDailyCostsResponse:
         """List a tenant's cost per day and provider."""
         return await self._reports.list_daily_costs(request)
 
-    async def ListErrors(
-        self, request: pb.ListErrorsRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListErrorsResponse:
+    async def ListErrors(self, request: pb.ListErrorsRequest, _context: Context) -> pb.ListErrorsResponse:
         """List a tenant's failures."""
         return await self._reports.list_errors(request)
 
     async def ListUsageRecords(
-        self, request: pb.ListUsageRecordsRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ListUsageRecordsRequest, _context: Context
     ) -> pb.ListUsageRecordsResponse:
         """List single usage records."""
         return await self._reports.list_usage_records(request)

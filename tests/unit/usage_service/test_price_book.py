@@ -1,0 +1,122 @@
+"""Exact costs and the price that held at a time."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usage_service.domain.pricing import (
+    Price,
+    PriceBook,
+    PricedUsage,
+    PricingState,
+    Rates,
+    TokenCounts,
+    at_answer_precision,
+    cost_of,
+    price_usage,
+)
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+TOKENS = st.integers(min_value=0, max_value=10**12)
+USD_PER_MILLION = st.decimals(min_value=0, max_value=Decimal("999999999.999999999"), places=9)
+
+
+def price(provider="groq", model="llama", *, since=NOW, input_usd="0.59", output_usd="0.79", price_id=1, **more):
+    rates = Rates(Decimal(input_usd), Decimal(output_usd), **more)
+    return Price(price_id, provider, model, rates, since, "test")
+
+
+def test_a_cost_is_price_times_tokens_by_part():
+    cost = cost_of(TokenCounts(input_tokens=1_000, output_tokens=500), price().rates)
+
+    assert cost is not None
+    assert (cost.input_usd, cost.output_usd) == (Decimal("0.00059"), Decimal("0.000395"))
+    assert cost.total_usd == Decimal("0.000985")
+
+
+def test_cache_classes_without_a_price_cost_as_input_and_reasoning_costs_as_output():
+    tokens = TokenCounts(cached_read_tokens=1_000_000, cached_write_tokens=1_000_000, reasoning_tokens=1_000_000)
+
+    cost = cost_of(tokens, price().rates)
+
+    assert cost is not None
+    assert (cost.input_usd, cost.output_usd) == (Decimal("1.18"), Decimal("0.79"))
+
+
+def test_a_price_of_zero_for_a_class_is_a_price():
+    rates = price(cached_read_usd=Decimal(0)).rates
+
+    cost = cost_of(TokenCounts(cached_read_tokens=10), rates)
+
+    assert cost is not None
+    assert cost.total_usd == 0
+
+
+@given(TOKENS, TOKENS, TOKENS, TOKENS, TOKENS, USD_PER_MILLION, USD_PER_MILLION)
+def test_a_cost_is_exact_whatever_the_numbers(read, write, prompt, output, reasoning, input_usd, output_usd):
+    tokens = TokenCounts(prompt, output, read, write, reasoning)
+
+    cost = cost_of(tokens, Rates(input_usd, output_usd))
+
+    assert cost is not None
+    expected = Fraction(input_usd) * (prompt + read + write) + Fraction(output_usd) * (output + reasoning)
+    assert Fraction(cost.total_usd) == expected / 1_000_000
+
+
+def test_the_ledger_keeps_twelve_decimals_and_an_answer_six_both_half_to_even():
+    tokens = TokenCounts(input_tokens=1)
+
+    assert price_usage(tokens, price(input_usd="0.0000005")).cost_usd == Decimal("0.000000000000")
+    assert price_usage(tokens, price(input_usd="0.0000015")).cost_usd == Decimal("0.000000000002")
+    assert str(at_answer_precision(Decimal("0.0000025"))) == "0.000002"
+    assert str(at_answer_precision(Decimal("0.0000035"))) == "0.000004"
+
+
+def test_an_unknown_price_is_unpriced_and_never_zero():
+    assert price_usage(TokenCounts(input_tokens=1), None) == PricedUsage(PricingState.UNPRICED, None, None)
+
+
+def test_without_tokens_nothing_was_consumed_and_the_cost_is_exactly_zero():
+    assert price_usage(TokenCounts(), price()) == PricedUsage(
+        PricingState.NOTHING_CONSUMED, Decimal("0.000000000000"), None
+    )
+
+
+def test_a_prompt_beyond_what_the_price_holds_for_is_unpriced():
+    stepped = price(max_prompt_tokens=200_000)
+
+    assert price_usage(TokenCounts(input_tokens=200_000), stepped).state is PricingState.PRICED
+    assert price_usage(TokenCounts(input_tokens=200_000, cached_read_tokens=1), stepped).cost_usd is None
+
+
+def test_the_price_that_held_at_the_time_of_use_is_found():
+    old, new = price(since=NOW - timedelta(days=2), price_id=1), price(since=NOW, price_id=2)
+    book = PriceBook.of([new, old])
+
+    assert book.find("groq", "llama", NOW - timedelta(microseconds=1)) is old
+    assert book.find("groq", "llama", NOW) is new
+    assert book.find("groq", "llama", NOW - timedelta(days=3)) is None
+
+
+def test_a_models_own_price_goes_before_its_providers_star():
+    own, star = price(model="llama", price_id=1), price(model="*", price_id=2)
+    book = PriceBook.of([star, own])
+
+    assert book.find("groq", "llama", NOW) is own
+    assert book.find("groq", "gemma", NOW) is star
+    assert book.find("openrouter", "gemma", NOW) is None
+
+
+def test_a_listing_names_the_end_of_validity():
+    old, new = price(since=NOW - timedelta(days=2)), price(since=NOW)
+    later = price(model="a", since=NOW + timedelta(days=1))
+    book = PriceBook.of([new, old, later])
+
+    assert [(entry.price, entry.expires_at) for entry in book.listed(NOW - timedelta(days=1))] == [(old, NOW)]
+    assert [(entry.price, entry.expires_at) for entry in book.listed(NOW)] == [(new, None)]
+    found = book.find_listed("groq", "llama", NOW - timedelta(days=1))
+    assert found is not None
+    assert (found.price, found.expires_at) == (old, NOW)

@@ -1,0 +1,32 @@
+"""The ledger's settings."""
+
+import pytest
+
+from service_runtime.settings import SettingsError, load_settings
+from usage_service.settings import UsageSettings
+
+
+@pytest.fixture(autouse=True)
+def database(monkeypatch):
+    monkeypatch.setenv("USAGE_DATABASE_URL", "postgresql://nowhere/ledger")
+
+
+def test_providers_of_the_operator_stand_beside_the_catalogues(monkeypatch):
+    monkeypatch.setenv("USAGE_EXTRA_PROVIDERS", "acme, Initech,")
+
+    providers = load_settings(UsageSettings).providers
+
+    assert {"acme", "initech", "groq", "turnpike"} <= providers
+
+
+def test_rows_are_not_dropped_while_their_events_may_still_be_resent(monkeypatch):
+    monkeypatch.setenv("USAGE_RAW_RETENTION_DAYS", "41")
+
+    with pytest.raises(SettingsError, match="42"):
+        load_settings(UsageSettings)
+
+
+def test_rows_may_be_kept_for_good(monkeypatch):
+    monkeypatch.setenv("USAGE_RAW_RETENTION_DAYS", "0")
+
+    assert load_settings(UsageSettings).raw_retention_days == 0
