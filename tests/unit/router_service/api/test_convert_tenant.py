@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from router_service.api.convert_tenant import change_from_proto, new_tenant_from_proto, new_token_from_proto
+from router_service.domain.catalog import ProviderNames
+from router_service.tenants.rows import TenantRow
+from service_runtime.errors import InvalidRequest
+from tests.support.catalogs import CATALOG
+from turnpike.router.v1 import tenant_service_pb2 as pb
+
+NAMES = ProviderNames(CATALOG)
+ACME = "018f3f2e-0000-7000-8000-000000000001"
+CANARY = "gsk canary with spaces"
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def row(config: str) -> TenantRow:
+    return TenantRow(UUID(ACME), "Acme", "{}", config, 1, NOW, NOW)
+
+
+def violated(error: InvalidRequest) -> set[str]:
+    return {violation.field for violation in error.violations}
+
+
+def test_every_bad_field_of_a_new_tenant_is_named_at_once() -> None:
+    request = pb.CreateTenantRequest(
+        tenant_id="acme",
+        name=" ",
+        inference_config=pb.InferenceConfig(
+            preferred_provider="nobody",
+            preferred_models={"groq": ""},
+            allowed_providers=["groq", "nobody"],
+            score_weights={"luck": 1.0, "price": -1.0},
+        ),
+        provider_tokens={"groq": CANARY, "nobody": "gsk_12345678"},
+    )
+
+    with pytest.raises(InvalidRequest) as refused:
+        new_tenant_from_proto(request, NAMES)
+
+    assert violated(refused.value) == {
+        "tenant_id",
+        "name",
+        "inference_config.preferred_provider",
+        "inference_config.preferred_models['groq']",
+        "inference_config.allowed_providers[1]",
+        "inference_config.score_weights['luck']",
+        "inference_config.score_weights['price']",
+        "provider_tokens['groq']",
+        "provider_tokens['nobody']",
+    }
+    assert CANARY not in repr(refused.value.violations)
+
+
+def test_friendly_names_become_catalogue_names() -> None:
+    request = pb.CreateTenantRequest(
+        name="Acme",
+        inference_config=pb.InferenceConfig(preferred_provider="Groq (Llama 3.3 70B)"),
+        provider_tokens={"OpenRouter": "sk-or-12345678"},
+    )
+
+    new = new_tenant_from_proto(request, NAMES)
+
+    assert new.tenant_id is None
+    assert new.config == {"preferred_provider": "groq"}
+    assert list(new.tokens) == ["openrouter"]
+
+
+def test_a_key_with_a_line_break_inside_is_refused_without_being_quoted() -> None:
+    request = pb.SetProviderTokenRequest(tenant_id=ACME, provider="groq", token="gsk_canary\n12345678")
+
+    with pytest.raises(InvalidRequest) as refused:
+        new_token_from_proto(request, NAMES)
+
+    assert violated(refused.value) == {"token"}
+    assert "canary" not in str(refused.value)
+
+
+def test_a_masked_field_changes_and_the_others_stay() -> None:
+    request = pb.UpdateTenantRequest(
+        tenant_id=ACME,
+        inference_config=pb.InferenceConfig(auto_failover=False, preferred_provider="llm7"),
+        update_mask=FieldMask(paths=["inference_config.auto_failover"]),
+    )
+
+    name, config = change_from_proto(request, NAMES).apply(row('{"preferred_provider": "groq"}'))
+
+    assert name == "Acme"
+    assert config == {"preferred_provider": "groq", "auto_failover": False}
+
+
+def test_a_masked_field_that_is_not_set_is_cleared() -> None:
+    request = pb.UpdateTenantRequest(
+        tenant_id=ACME, update_mask=FieldMask(paths=["inference_config.preferred_provider"])
+    )
+
+    _, config = change_from_proto(request, NAMES).apply(row('{"preferred_provider": "groq", "auto_failover": true}'))
+
+    assert config == {"auto_failover": True}
+
+
+def test_without_a_mask_the_fields_that_are_set_change() -> None:
+    request = pb.UpdateTenantRequest(
+        tenant_id=ACME, name="Acme 2", inference_config=pb.InferenceConfig(allow_system_keys=False)
+    )
+
+    name, config = change_from_proto(request, NAMES).apply(row('{"preferred_provider": "groq"}'))
+
+    assert name == "Acme 2"
+    assert config == {"preferred_provider": "groq", "allow_system_keys": False}
+
+
+def test_a_change_of_nothing_and_a_path_that_cannot_change_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as nothing:
+        change_from_proto(pb.UpdateTenantRequest(tenant_id=ACME), NAMES)
+    mask = FieldMask(paths=["provider_tokens"])
+    with pytest.raises(InvalidRequest) as unknown:
+        change_from_proto(pb.UpdateTenantRequest(tenant_id=ACME, update_mask=mask), NAMES)
+
+    assert violated(nothing.value) == {"update_mask"}
+    assert violated(unknown.value) == {"update_mask.paths[0]"}
+
+
+def test_an_update_can_mend_a_broken_configuration() -> None:
+    request = pb.UpdateTenantRequest(tenant_id=ACME, inference_config=pb.InferenceConfig(preferred_provider="groq"))
+
+    _, config = change_from_proto(request, NAMES).apply(row("[]"))
+
+    assert config == {"preferred_provider": "groq"}
