@@ -1,0 +1,232 @@
+"""Any provider that speaks OpenAI's chat wire: `routing.ports.Provider` over one transport."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Final
+
+import httpx
+
+from router_service.domain.candidate import Candidate
+from router_service.domain.completion import CompletionRequest, ProviderAccepted, ProviderItem
+from router_service.domain.errors import FailureKind, ProviderError
+from router_service.domain.tenant import Credential
+from router_service.providers.chat_request import encode
+from router_service.providers.error_mapping import error_from_response, sentence
+from router_service.providers.loose_json import NotJson, decode_loosely
+from router_service.providers.openai_chat import ChatDecoder
+from router_service.providers.quota_headers import parse_quota
+from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
+from router_service.providers.transport import EgressRefused
+from router_service.providers.vendor import Vendor
+from router_service.routing.ports import KeyVerdict
+
+_USER_AGENT: Final = "turnpike"
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
+_MAX_ERROR_BODY_BYTES: Final = 64 << 10
+_MAX_WHOLE_ANSWER_BYTES: Final = 4 << 20
+_ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
+_KEY_CHECK_TIME_S: Final = 10.0
+_LAST_BYTES_TIME_S: Final = 0.05  # after [DONE] only the end of the body is missing, and usually already there
+
+
+class OpenAiProvider:
+    """One provider, at the one address that `transport` was made for."""
+
+    def __init__(
+        self, transport: httpx.AsyncBaseTransport, vendor: Vendor, *, now_unix_s: Callable[[], float] = time.time
+    ) -> None:
+        self._transport = transport
+        self._vendor = vendor
+        self._now_unix_s = now_unix_s
+
+    async def stream(
+        self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
+    ) -> AsyncIterator[ProviderItem]:
+        """See `routing.ports.Provider.stream`."""
+        response = await self._send(
+            self._http_request(
+                "POST",
+                f"{candidate.spec.base_url}/chat/completions",
+                candidate.credential,
+                content=encode(request, candidate.model.name, self._vendor.dialect),
+                connect_timeout_s=connect_timeout_s,
+            )
+        )
+        decoder = ChatDecoder()
+        arrivals = aiter(response.stream)  # type: ignore[arg-type]  # ours, and httpx's mock, is asynchronous
+        try:
+            if response.status_code != httpx.codes.OK:
+                raise await self._refusal(response)
+            yield ProviderAccepted(parse_quota(response.headers, now_unix_s=self._now_unix_s()))
+            body = _body_of(response)
+            async for data in arrivals:
+                for delta in decoder.feed(body.feed(data)):
+                    yield delta
+                if decoder.is_over:
+                    break
+            else:
+                for delta in decoder.feed(body.flush(), may_be_cut=True):
+                    yield delta
+            yield decoder.finish()
+        except _BodyUnusable as problem:
+            raise decoder.broken(FailureKind.PROTOCOL_VIOLATION, str(problem)) from None
+        except SseLimitExceeded as excess:
+            raise decoder.broken(FailureKind.PROTOCOL_VIOLATION, str(excess)) from None
+        except httpx.ReadTimeout as fault:
+            raise decoder.broken(FailureKind.TIMED_OUT, str(fault)) from None
+        except httpx.TransportError as fault:
+            raise decoder.broken(FailureKind.TRANSPORT_FAILED, str(fault)) from None
+        finally:
+            await _close(response, arrivals, may_be_kept=decoder.is_over and decoder.failure is None)
+
+    async def verify_key(self, base_url: str, credential: Credential) -> tuple[KeyVerdict, str]:
+        """See `routing.ports.Provider.verify_key`."""
+        if self._vendor.key_check_path is None:
+            return KeyVerdict.UNKNOWN, self._vendor.key_check_gap
+        try:
+            async with asyncio.timeout(_KEY_CHECK_TIME_S):
+                response = await self._send(
+                    self._http_request("GET", base_url.rstrip("/") + self._vendor.key_check_path, credential)
+                )
+                try:
+                    return await self._judge_key(response)
+                finally:
+                    await response.aclose()
+        except ProviderError as error:
+            verdict = KeyVerdict.INVALID if error.kind is FailureKind.KEY_REJECTED else KeyVerdict.UNKNOWN
+            return verdict, error.message
+        except TimeoutError:
+            return KeyVerdict.UNKNOWN, f"the provider did not answer within {_KEY_CHECK_TIME_S:.0f} s"
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+    def _http_request(
+        self,
+        method: str,
+        url: str,
+        credential: Credential | None,
+        *,
+        content: bytes | None = None,
+        connect_timeout_s: float | None = None,
+    ) -> httpx.Request:
+        headers = {
+            "User-Agent": _USER_AGENT,
+            "Accept": "text/event-stream" if method == "POST" else "application/json",
+            "Accept-Encoding": "identity",
+            **self._vendor.headers,
+        }
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        if credential is not None:
+            key = credential.secret.reveal()
+            if not _KEY.fullmatch(key):  # an HTTP library would refuse it too, but quote it
+                raise ProviderError(
+                    FailureKind.KEY_REJECTED,
+                    "the stored key holds characters that no key has; store it again",
+                    may_have_reached_provider=False,
+                )
+            headers["Authorization"] = f"Bearer {key}"
+        timeout = {"connect": connect_timeout_s} if connect_timeout_s is not None else {}
+        return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._transport.handle_async_request(request)
+        except httpx.TransportError as fault:
+            raise _error_from_fault(fault) from None
+        except httpx.DecodingError as fault:
+            raise ProviderError(
+                FailureKind.PROTOCOL_VIOLATION, _because(FailureKind.PROTOCOL_VIOLATION, fault)
+            ) from None
+
+    async def _refusal(self, response: httpx.Response) -> ProviderError:
+        body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
+        return error_from_response(response.status_code, response.headers, body, now_unix_s=self._now_unix_s())
+
+    async def _judge_key(self, response: httpx.Response) -> tuple[KeyVerdict, str]:
+        if response.status_code != httpx.codes.OK:
+            raise await self._refusal(response)
+        body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
+        try:
+            answer = decode_loosely(body)
+        except NotJson:  # a long list that was cut off: the status alone is the verdict
+            answer = None
+        return KeyVerdict.VALID, self._vendor.explain_valid_key(answer)
+
+
+class _BodyUnusable(Exception):
+    """The body is nothing that an answer could be read from."""
+
+
+class _WholeAnswer:
+    """Some servers answer a request for a stream with one JSON object: it counts as one event."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+
+    def feed(self, data: bytes) -> list[SseEvent]:
+        if len(self._body) + len(data) > _MAX_WHOLE_ANSWER_BYTES:
+            raise _BodyUnusable(f"it is longer than {_MAX_WHOLE_ANSWER_BYTES} bytes")
+        self._body += data
+        return []
+
+    def flush(self) -> list[SseEvent]:
+        return [SseEvent(bytes(self._body))]
+
+
+def _body_of(response: httpx.Response) -> SseDecoder | _WholeAnswer:
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "text/html":
+        raise _BodyUnusable("it is a web page")
+    # Servers of people's own leave the type of a stream out, or get it wrong; nothing else is taken for JSON.
+    return _WholeAnswer() if content_type == "application/json" else SseDecoder()
+
+
+async def _read_up_to(response: httpx.Response, max_bytes: int) -> bytes:
+    """What of the body is there in reasonable time and size; a body that breaks off is used as far as it came."""
+    body = bytearray()
+    with suppress(httpx.TransportError, TimeoutError):
+        async with asyncio.timeout(_ERROR_BODY_TIME_S):
+            async for data in response.stream:  # type: ignore[union-attr]
+                body += data
+                if len(body) >= max_bytes:
+                    break
+    return bytes(body[:max_bytes])
+
+
+async def _close(response: httpx.Response, arrivals: AsyncIterator[bytes], *, may_be_kept: bool) -> None:
+    """Let go of the connection: back to the pool when the body ends at once, else closed."""
+    try:
+        if may_be_kept:
+            with suppress(httpx.TransportError, TimeoutError):  # the answer is whole; only the connection is lost
+                async with asyncio.timeout(_LAST_BYTES_TIME_S):
+                    async for _ in arrivals:
+                        pass
+    finally:
+        await response.aclose()
+
+
+def _error_from_fault(fault: httpx.TransportError) -> ProviderError:
+    match fault:
+        case EgressRefused():
+            kind, was_sent = FailureKind.POLICY_REFUSED, False
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
+            kind, was_sent = FailureKind.CONNECT_FAILED, False
+        case httpx.TimeoutException():
+            kind, was_sent = FailureKind.TIMED_OUT, True
+        case httpx.LocalProtocolError():
+            kind, was_sent = FailureKind.BAD_REQUEST, False
+        case _:
+            kind, was_sent = FailureKind.TRANSPORT_FAILED, True
+    return ProviderError(kind, _because(kind, fault), may_have_reached_provider=was_sent)
+
+
+def _because(kind: FailureKind, fault: Exception) -> str:
+    return f"{sentence(kind)}: {fault}"
