@@ -1,9 +1,12 @@
 """The tenants in memory: what nearly every request is served from.
 
 An entry is fresh for its time to live. After that it is still served, while one task reads it anew; so a slow or absent
-Postgres costs a running tenant nothing. A notification makes an entry stale at once, a poll of the versions finds what
-no notification told, and a request may ask for a version that it knows of. A broken row is reported as such at once:
-to go on with the configuration before it would hide the mistake from the person who made it.
+Postgres costs a running tenant nothing. A notification makes an entry outdated at once, a poll of the versions finds
+what no notification told, and a request may ask for a version that it knows of. A broken row is reported as such at
+once: to go on with the configuration before it would hide the mistake from the person who made it.
+
+Tenants that exist and tenants that do not, or are broken, are kept apart: a flood of made-up ids pushes out none that
+works.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ _RELOAD_FAILURES = Counter("router_tenant_reload_failures_total", "Reads of a te
 
 NEGATIVE_TTL_S = 5.0
 RETRY_AFTER_FAILURE_S = 2.0
+# How long a request waits for a configuration that is known to have changed before it takes the last good one.
+OUTDATED_WAIT_S = 1.0
+_READS_PER_LOAD = 3  # a tenant that changes faster than it is read is left to the next request
 _OUTDATED = float("-inf")  # known to be old, not merely past its time: whoever asks waits for the new one
 
 
@@ -46,14 +52,27 @@ class TenantSource(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """What is known of a tenant: its configuration, that it does not exist (None), or why it is broken."""
+    """What is known of a tenant: its configuration, which is the default if nobody created it, or why it has none."""
 
-    value: Tenant | ServiceError | None
+    value: Tenant | ServiceError
     fresh_until: float
 
     @property
     def version(self) -> int:
         return self.value.version if isinstance(self.value, Tenant) else 0
+
+    @property
+    def serves_while_reloading(self) -> bool:
+        """A default or a refusal does not: the row may just have been written."""
+        return self.version > 0 and self.fresh_until > _OUTDATED
+
+
+@dataclass(slots=True, eq=False)
+class _Load:
+    """A read under way. `overtaken` says that the tenant changed since, so that what was read may be outdated."""
+
+    task: asyncio.Task[_Entry] | None = None
+    overtaken: bool = False
 
 
 class TenantCache:
@@ -61,6 +80,7 @@ class TenantCache:
 
     `unknown_tenant` makes the answer for a tenant without a row: a default to serve, or the error to raise. `now_s` is
     a monotonic clock; `jitter` gives 0 … 1 and spreads the expiry of entries that were loaded together.
+    `outdated_wait_s` bounds how long a request waits for a configuration that is known to have changed.
     """
 
     def __init__(
@@ -72,6 +92,7 @@ class TenantCache:
         max_entries: int,
         now_s: Callable[[], float],
         jitter: Callable[[], float],
+        outdated_wait_s: float = OUTDATED_WAIT_S,
     ) -> None:
         self._source = source
         self._unknown_tenant = unknown_tenant
@@ -79,57 +100,62 @@ class TenantCache:
         self._max_entries = max_entries
         self._now_s = now_s
         self._jitter = jitter
-        self._entries: OrderedDict[UUID, _Entry] = OrderedDict()
-        self._loads: dict[UUID, asyncio.Task[_Entry]] = {}
-        # Of tenants that are being read: the generation of the last invalidation.
-        self._invalidations: dict[UUID, int] = {}
-        self._generation = 0
+        self._outdated_wait_s = outdated_wait_s
+        # Least recently used first, each at most `max_entries` long.
+        self._existing: OrderedDict[UUID, _Entry] = OrderedDict()
+        self._absent: OrderedDict[UUID, _Entry] = OrderedDict()
+        self._loads: dict[UUID, _Load] = {}
 
     async def get(self, tenant_id: UUID, *, min_version: int = 0) -> Tenant:
         """The tenant; see `routing.ports.Tenants`."""
-        entry = self._entries.get(tenant_id)
+        entry = self._find(tenant_id)
         if entry is not None and entry.version >= min_version:
-            self._entries.move_to_end(tenant_id)
             if self._now_s() < entry.fresh_until:
                 _LOOKUPS.labels("hit").inc()
-                return self._answer(tenant_id, entry)
-            if isinstance(entry.value, Tenant) and entry.fresh_until > _OUTDATED:
+                return _answer(entry)
+            if entry.serves_while_reloading:
                 _LOOKUPS.labels("stale").inc()
                 self._load(tenant_id)
-                return self._answer(tenant_id, entry)
+                return _answer(entry)
         _LOOKUPS.labels("miss").inc()
-        entry = await asyncio.shield(self._load(tenant_id))
-        if entry.version < min_version:
+        began_before = tenant_id in self._loads
+        entry = await self._reloaded(tenant_id, min_version)
+        if entry.version < min_version and began_before:
+            # The read that was joined may have begun before the version was written.
+            entry = await self._reloaded(tenant_id, min_version)
+        if isinstance(entry.value, Tenant) and entry.version < min_version:
             raise ServiceError(
                 Category.UNAVAILABLE,
                 "CONFIG_VERSION_BEHIND",
                 f"tenant {tenant_id} is at version {entry.version} here, and {min_version} was asked for; retry",
                 retry_after_s=1.0,
             )
-        return self._answer(tenant_id, entry)
+        return _answer(entry)
 
     def put(self, tenant: Tenant) -> None:
         """Take a configuration that this router itself has just written, so that its caller reads its own write."""
-        if tenant.id in self._loads:
-            self._invalidations[tenant.id] = self._next_generation()
+        self._overtake(tenant.id)
+        held = self._find(tenant.id)
+        if held is not None and held.version > tenant.version:
+            # A later write was answered first, or the row was made anew: only the table knows.
+            held.fresh_until = _OUTDATED
+            return
         self._store(tenant.id, tenant)
 
     def invalidate(self, tenant_id: UUID, version: int = 0) -> None:
-        """Forget a tenant, unless what is held is already `version`. What was held serves while it is read anew."""
-        entry = self._entries.get(tenant_id)
-        if version and entry is not None and entry.version >= version:
-            return
+        """Read a tenant anew before it is served again, unless what is held is already `version`."""
         if tenant_id in self._loads:
-            self._invalidations[tenant_id] = self._next_generation()
-        if entry is not None:
-            self._expire(tenant_id, entry)
+            self._overtake(tenant_id)
+        entry = self._find(tenant_id)
+        if entry is not None and not (0 < version <= entry.version):
+            entry.fresh_until = _OUTDATED
 
     def invalidate_all(self) -> None:
-        """Forget everything, as after a time in which notifications may have been missed."""
-        generation = self._next_generation()
-        self._invalidations.update(dict.fromkeys(self._loads, generation))
-        for tenant_id, entry in list(self._entries.items()):
-            self._expire(tenant_id, entry)
+        """Read everything anew before it is served again, as after a time in which notifications may be missing."""
+        for tenant_id in self._loads:
+            self._overtake(tenant_id)
+        for entry in (*self._existing.values(), *self._absent.values()):
+            entry.fresh_until = _OUTDATED
 
     def on_notification(self, payload: str) -> None:
         """Act on a message of the tenants' channel: `<uuid> <version>`, or `all`."""
@@ -144,45 +170,60 @@ class TenantCache:
 
     async def poll_versions(self) -> None:
         """Find what no notification told: compare the versions that are held with those that are stored."""
-        held = {tenant_id: entry.version for tenant_id, entry in self._entries.items() if entry.version}
+        held = {tenant_id: entry.version for tenant_id, entry in self._existing.items()}
         if not held:
             return
         stored = await self._source.versions(list(held))
         for tenant_id, version in held.items():
             if stored.get(tenant_id, 0) != version:
-                self.invalidate(tenant_id, stored.get(tenant_id, 0))
+                self.invalidate(tenant_id)  # also a lower one: the row was deleted and made anew
 
-    def _expire(self, tenant_id: UUID, entry: _Entry) -> None:
-        if isinstance(entry.value, Tenant):
-            # The next request waits for the new configuration; only when Postgres is away does the old one serve on.
-            entry.fresh_until = _OUTDATED
-        else:
-            del self._entries[tenant_id]
+    def _find(self, tenant_id: UUID) -> _Entry | None:
+        for entries in (self._existing, self._absent):
+            if tenant_id in entries:
+                entries.move_to_end(tenant_id)
+                return entries[tenant_id]
+        return None
 
-    def _answer(self, tenant_id: UUID, entry: _Entry) -> Tenant:
-        value = self._unknown_tenant(tenant_id) if entry.value is None else entry.value
-        if isinstance(value, ServiceError):
-            raise value
-        return value
+    def _overtake(self, tenant_id: UUID) -> None:
+        if load := self._loads.get(tenant_id):
+            load.overtaken = True
+
+    async def _reloaded(self, tenant_id: UUID, min_version: int) -> _Entry:
+        """What a load finds, or the last good configuration (S1) when the database is away or takes too long."""
+        task = self._load(tenant_id)
+        entry = self._find(tenant_id)
+        if entry is not None and isinstance(entry.value, Tenant) and entry.version >= min_version:
+            await asyncio.wait({task}, timeout=self._outdated_wait_s)
+            if not task.done():
+                _LOOKUPS.labels("stale").inc()
+                entry.fresh_until = self._now_s() + RETRY_AFTER_FAILURE_S  # let nobody else wait for the same silence
+                return entry
+        return await asyncio.shield(task)
 
     def _load(self, tenant_id: UUID) -> asyncio.Task[_Entry]:
         """The one task that reads a tenant; whoever needs it meanwhile waits for the same."""
-        task = self._loads.get(tenant_id)
-        if task is None:
-            task = asyncio.create_task(self._read(tenant_id), name=f"read tenant {tenant_id}")
-            self._loads[tenant_id] = task
-            task.add_done_callback(lambda done: self._loaded(tenant_id, done))
-        return task
+        load = self._loads.get(tenant_id)
+        if load is None:
+            load = self._loads[tenant_id] = _Load()
+            load.task = asyncio.create_task(self._read(tenant_id, load), name=f"read tenant {tenant_id}")
+            load.task.add_done_callback(lambda done: self._loaded(tenant_id, done))
+        assert load.task is not None
+        return load.task
 
     def _loaded(self, tenant_id: UUID, task: asyncio.Task[_Entry]) -> None:
         del self._loads[tenant_id]
-        self._invalidations.pop(tenant_id, None)
-        if not task.cancelled():
-            task.exception()  # whoever waits has it; nobody waiting is no reason to complain
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, ServiceError):
+            # Perhaps nobody waits for it: said here, or nowhere.
+            _RELOAD_FAILURES.labels("INTERNAL").inc()
+            _log.error("tenant.load_failed", tenant_id=str(tenant_id), exc_info=error)
 
-    async def _read(self, tenant_id: UUID) -> _Entry:
-        while True:
-            began = self._generation
+    async def _read(self, tenant_id: UUID, load: _Load) -> _Entry:
+        for _ in range(_READS_PER_LOAD):
+            load.overtaken = False
             value: Tenant | ServiceError | None
             try:
                 value = await self._source.tenant(tenant_id)
@@ -190,14 +231,18 @@ class TenantCache:
                 _RELOAD_FAILURES.labels(error.reason).inc()
                 if error.reason != "TENANT_CONFIG_INVALID":
                     return self._last_good(tenant_id, error)
-                value = error
-            # What was read before an invalidation may be what was valid before it: read once more.
-            if self._invalidations.get(tenant_id, 0) <= began:
-                return self._store(tenant_id, value)
+                value = _unraised(error)
+            # What was read before a change may be what was valid before it: read once more.
+            if not load.overtaken:
+                break
+        entry = self._store(tenant_id, self._unknown_tenant(tenant_id) if value is None else value)
+        if load.overtaken:
+            entry.fresh_until = _OUTDATED
+        return entry
 
     def _last_good(self, tenant_id: UUID, error: ServiceError) -> _Entry:
         """Postgres is away: serve on with what was good, and ask again soon."""
-        entry = self._entries.get(tenant_id)
+        entry = self._find(tenant_id)
         if entry is None or not isinstance(entry.value, Tenant):
             raise ServiceError(
                 Category.UNAVAILABLE,
@@ -208,16 +253,28 @@ class TenantCache:
         entry.fresh_until = self._now_s() + RETRY_AFTER_FAILURE_S
         return entry
 
-    def _store(self, tenant_id: UUID, value: Tenant | ServiceError | None) -> _Entry:
-        ttl_s = self._ttl_s * (1 - 0.1 * self._jitter()) if isinstance(value, Tenant) else NEGATIVE_TTL_S
+    def _store(self, tenant_id: UUID, value: Tenant | ServiceError) -> _Entry:
+        exists = isinstance(value, Tenant) and value.version > 0
+        ttl_s = self._ttl_s * (1 - 0.1 * self._jitter()) if exists else NEGATIVE_TTL_S
         entry = _Entry(value, self._now_s() + ttl_s)
-        self._entries[tenant_id] = entry
-        self._entries.move_to_end(tenant_id)
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
-        _ENTRIES.set(len(self._entries))
+        entries, others = (self._existing, self._absent) if exists else (self._absent, self._existing)
+        others.pop(tenant_id, None)
+        entries[tenant_id] = entry
+        entries.move_to_end(tenant_id)
+        if len(entries) > self._max_entries:
+            entries.popitem(last=False)
+        _ENTRIES.set(len(self._existing) + len(self._absent))
         return entry
 
-    def _next_generation(self) -> int:
-        self._generation += 1
-        return self._generation
+
+def _answer(entry: _Entry) -> Tenant:
+    if isinstance(entry.value, ServiceError):
+        raise _unraised(entry.value)
+    return entry.value
+
+
+def _unraised(error: ServiceError) -> ServiceError:
+    """The same error without the frames it went through: one that is kept would collect those of every request."""
+    return ServiceError(
+        error.category, error.reason, error.message, metadata=error.metadata, retry_after_s=error.retry_after_s
+    )

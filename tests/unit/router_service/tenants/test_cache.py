@@ -245,3 +245,163 @@ async def test_a_notification_that_cannot_be_read_changes_nothing(
 
     assert (await cache.get(ACME)).version == 1
     assert source.reads == 1
+
+
+async def test_s1_while_postgres_is_frozen_a_changed_tenant_is_served_as_it_was(
+    source: FakeSource, clock: Clock
+) -> None:
+    cache = TenantCache(
+        source,
+        unknown_tenant=lambda tenant_id: Tenant(tenant_id, "", 0),
+        ttl_s=300,
+        max_entries=2,
+        now_s=clock,
+        jitter=lambda: 0.0,
+        outdated_wait_s=0.01,
+    )
+    source.put(ACME, 1)
+    await cache.get(ACME)
+    source.put(ACME, 2)
+    source.gate.clear()
+    cache.on_notification(f"{ACME} 2")
+
+    frozen = await cache.get(ACME)
+    source.gate.set()
+    await settle()
+
+    assert frozen.version == 1
+    assert (await cache.get(ACME)).version == 2
+
+
+async def test_s1_while_postgres_is_away_the_default_of_a_tenant_nobody_created_serves_on(
+    cache: TenantCache, source: FakeSource, clock: Clock
+) -> None:
+    await cache.get(ACME)
+    source.away = True
+    clock.now_s += 60
+
+    assert (await cache.get(ACME)).version == 0
+
+
+async def test_s2_a_flood_of_made_up_ids_pushes_out_no_tenant_that_exists(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.put(ACME, 1)
+    await cache.get(ACME)
+
+    for number in range(100, 200):
+        await cache.get(UUID(int=number))
+    source.away = True
+
+    assert (await cache.get(ACME)).version == 1
+
+
+async def test_a_version_that_was_written_during_somebody_elses_read_is_found(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.put(ACME, 1)
+    source.gate.clear()
+    earlier = asyncio.create_task(cache.get(ACME))
+    await settle()
+    source.put(ACME, 5)
+
+    later = asyncio.create_task(cache.get(ACME, min_version=5))
+    await settle()
+    source.gate.set()
+
+    assert (await later).version == 5
+    assert (await earlier).version == 1
+
+
+async def test_of_two_writes_the_later_one_is_served_whichever_was_answered_first(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.put(ACME, 3)
+
+    cache.put(Tenant(ACME, "third", 3))
+    cache.put(Tenant(ACME, "second", 2))
+
+    assert (await cache.get(ACME)).version == 3
+
+
+async def test_the_poll_finds_a_row_that_was_deleted_and_made_anew_with_a_lower_version(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.put(ACME, 9)
+    await cache.get(ACME)
+    source.put(ACME, 1)
+
+    await cache.poll_versions()
+
+    assert (await cache.get(ACME)).version == 1
+
+
+async def test_a_row_that_was_deleted_is_no_tenant_any_more(cache: TenantCache, source: FakeSource) -> None:
+    source.put(ACME, 9)
+    await cache.get(ACME)
+    del source.stored[ACME]
+
+    cache.on_notification(f"{ACME} 0")
+
+    assert (await cache.get(ACME)).version == 0
+
+
+async def test_a_refusal_that_is_kept_does_not_collect_the_frames_of_those_it_refused(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.stored[ACME] = BROKEN
+    refusals = []
+
+    for _ in range(3):
+        with pytest.raises(ServiceError) as refused:
+            await cache.get(ACME)
+        refusals.append(refused.value)
+
+    assert len({id(refusal) for refusal in refusals}) == 3
+    assert source.reads == 1
+
+
+async def test_a_caller_that_leaves_does_not_take_the_read_away_from_the_others(
+    cache: TenantCache, source: FakeSource
+) -> None:
+    source.put(ACME, 1)
+    source.gate.clear()
+    leaving, staying = asyncio.create_task(cache.get(ACME)), asyncio.create_task(cache.get(ACME))
+    await settle()
+
+    leaving.cancel()
+    source.gate.set()
+
+    assert (await staying).version == 1
+    assert source.reads == 1
+
+
+async def test_a_tenant_that_changes_during_every_read_is_still_answered(
+    cache: TenantCache, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.put(ACME, 1)
+    read = source.tenant
+
+    async def restless(tenant_id: UUID) -> Tenant | None:
+        cache.invalidate(tenant_id)
+        return await read(tenant_id)
+
+    monkeypatch.setattr(source, "tenant", restless)
+
+    assert (await cache.get(ACME)).version == 1
+    assert source.reads == 3
+
+
+async def test_a_fault_of_the_store_reaches_whoever_waits_and_is_forgotten(
+    cache: TenantCache, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def faulty(tenant_id: UUID) -> Tenant | None:
+        raise ZeroDivisionError
+
+    source.put(ACME, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "tenant", faulty)
+        with pytest.raises(ZeroDivisionError):
+            await cache.get(ACME)
+
+    assert (await cache.get(ACME)).version == 1
