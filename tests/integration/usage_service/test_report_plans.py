@@ -1,0 +1,142 @@
+"""What a report makes the database read: the buckets of its tiles, whatever else is in the ledger."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from service_runtime.postgres import Postgres
+from tests.support.ledger_rows import random_rows, store
+from tests.support.usage_events import TENANT
+from usage_service.domain.report import UsageFilter
+from usage_service.domain.window import Grain, RollupRetention, Tile, Window, answerable, local_days, tiles
+from usage_service.storage import rollups
+from usage_service.storage.rollups import PostgresRollups
+
+NOW = datetime(2026, 3, 18, 10, 41, 7, tzinfo=UTC)
+KEPT = RollupRetention().kept_at(NOW)
+MONTH = Window(NOW - timedelta(days=30), NOW)
+TABLES = {grain: f"usage_rollup_{grain.label}" for grain in Grain}
+
+
+@pytest.fixture
+async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
+    """A month of one tenant's usage beside 200 others', with statistics, and plans made without looking at values."""
+    pool = await Postgres.connect(ledger_database, min_size=1, max_size=1, statement_timeout_s=30)
+    await store(pool, random_rows(random.Random(7), 3_000, MONTH))
+    async with pool.acquire() as connection:
+        for table in TABLES.values():
+            await connection.execute(
+                f"""INSERT INTO {table}
+                    SELECT md5(number::text)::uuid, one.bucket, one.provider, one.model_name, one.status,
+                           one.error_class, one.funding, one.absorbed, one.usage_source, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                           1, 1, '{{1}}', 1, 1, '{{1}}'
+                    FROM generate_series(1, 200) AS number
+                    CROSS JOIN LATERAL (SELECT * FROM {table} WHERE tenant_id = $1 LIMIT 100) AS one""",
+                UUID(TENANT),
+            )
+            await connection.execute(f"ANALYZE {table}")
+        await connection.execute("ANALYZE model_usage_stats")
+    yield pool
+    await pool.close()
+
+
+class PlannedRollups(PostgresRollups):
+    """Explains what it would have fetched."""
+
+    plan: dict[str, Any]
+
+    async def _fetch(self, query: str, *arguments: object) -> list[Any]:
+        async with self._postgres.transaction() as connection:
+            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+            text = await connection.fetchval(
+                f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {rollups._QUERIES[query]}", *arguments
+            )
+        self.plan = json.loads(text)[0]["Plan"]
+        return []
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def rows_read(plan: dict[str, Any]) -> dict[str, int]:
+    """Rows that each table's scans have looked at, those that a filter then dropped included."""
+    read: dict[str, int] = {}
+    for node in nodes(plan):
+        if table := node.get("Relation Name"):
+            looked_at = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            read[table] = read.get(table, 0) + round(looked_at * node["Actual Loops"])
+    return read
+
+
+async def rows_in(postgres: Postgres, covering: Sequence[Tile]) -> dict[str, int]:
+    async with postgres.acquire() as connection:
+        return {
+            table: sum(
+                [
+                    await connection.fetchval(
+                        f"SELECT count(*) FROM {table} WHERE tenant_id = $1 AND bucket >= $2 AND bucket < $3",
+                        UUID(TENANT),
+                        tile.start,
+                        tile.end,
+                    )
+                    for tile in covering
+                    if tile.grain is grain
+                ]
+            )
+            for grain, table in TABLES.items()
+        }
+
+
+async def test_a_report_on_thirty_days_reads_the_rows_of_its_tiles_and_no_raw_row(postgres: Postgres) -> None:
+    covering = tiles(answerable(MONTH, KEPT))
+    planned = PlannedRollups(postgres)
+
+    await planned.usage_by_model(UUID(TENANT), covering, UsageFilter(), limit=100)
+
+    assert rows_read(planned.plan) == await rows_in(postgres, covering)
+
+
+async def test_costs_of_thirty_utc_days_read_the_rows_of_their_tiles_and_no_raw_row(postgres: Postgres) -> None:
+    days = local_days(answerable(MONTH, KEPT), ZoneInfo("UTC"), KEPT)
+    planned = PlannedRollups(postgres)
+
+    await planned.costs_by_day(UUID(TENANT), days, UsageFilter(), after=None, limit=100)
+
+    covering = [tile for day in days for tile in tiles(day.window)]
+    assert rows_read(planned.plan) == await rows_in(postgres, covering)
+
+
+async def test_usage_against_limits_reads_the_rows_of_the_current_windows(postgres: Postgres) -> None:
+    covering = {
+        length_s: tiles(answerable(Window(NOW - timedelta(seconds=length_s), NOW), KEPT)) for length_s in (60, 86_400)
+    }
+    planned = PlannedRollups(postgres)
+
+    await planned.consumption(UUID(TENANT), covering)
+
+    wanted = [await rows_in(postgres, cover) for cover in covering.values()]
+    assert rows_read(planned.plan) == {table: sum(one[table] for one in wanted) for table in TABLES.values()}
+
+
+async def test_failures_look_at_raw_rows_only_within_the_last_bucket_of_each_kind(postgres: Postgres) -> None:
+    planned = PlannedRollups(postgres)
+
+    await planned.failures(
+        UUID(TENANT), tiles(answerable(MONTH, KEPT)), UsageFilter(), kept=KEPT, after=None, limit=100
+    )
+
+    raw = {table: count for table, count in rows_read(planned.plan).items() if table.startswith("model_usage_stats")}
+    kinds = planned.plan["Actual Rows"]
+    assert kinds > 10
+    assert sum(raw.values()) <= kinds * 10, raw
