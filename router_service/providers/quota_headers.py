@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Final
@@ -47,7 +48,9 @@ def parse_retry_after_s(headers: Mapping[str, str], *, now_unix_s: float) -> flo
     if in_s is not None:
         return max(0.0, in_s)
     try:
-        return max(0.0, parsedate_to_datetime(text[:100]).timestamp() - now_unix_s)
+        at = parsedate_to_datetime(text[:100])
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)  # HTTP dates are UTC even if they do not say so
+        return max(0.0, at.timestamp() - now_unix_s)
     except (ValueError, OverflowError, OSError):
         return parse_go_duration_s(text)
 

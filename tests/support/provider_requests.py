@@ -1,0 +1,85 @@
+"""Requests and candidates for tests of providers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from router_service.domain.candidate import Candidate
+from router_service.domain.catalog import ModelFacts, ProviderSpec
+from router_service.domain.completion import (
+    CompletionRequest,
+    ContentDelta,
+    Message,
+    ProviderFinished,
+    ProviderItem,
+    Role,
+)
+from router_service.domain.errors import ProviderError
+from router_service.domain.secret import Secret
+from router_service.domain.tenant import Credential
+from router_service.domain.usage import Funding
+
+KEY = "gsk_canary_0123456789abcdef"
+
+
+def credential(key: str = KEY) -> Credential:
+    return Credential(Funding.TENANT_KEY, fingerprint="f1", secret=Secret(key))
+
+
+def completion(text: str = "Hello there", **fields: Any) -> CompletionRequest:
+    values: dict[str, Any] = {"messages": (Message(Role.USER, text),), **fields}
+    return CompletionRequest(tenant_id=UUID(int=1), request_id=UUID(int=2), **values)
+
+
+def candidate(spec: ProviderSpec, model: str, *, key: str | None = KEY) -> Candidate:
+    return Candidate(spec, spec.models.get(model) or ModelFacts(model), credential(key) if key is not None else None)
+
+
+def at(spec: ProviderSpec, base_url: str) -> ProviderSpec:
+    return replace(spec, base_url=base_url)
+
+
+class Answer:
+    """Everything that a provider's stream gave, and how it ended."""
+
+    def __init__(self) -> None:
+        self.items: list[ProviderItem] = []
+        self.error: ProviderError | None = None
+
+    @property
+    def deltas(self) -> list[ContentDelta]:
+        return [item for item in self.items if isinstance(item, ContentDelta)]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(delta.reasoning for delta in self.deltas)
+
+    @property
+    def finished(self) -> ProviderFinished:
+        assert self.error is None, self.error
+        last = self.items[-1]
+        assert isinstance(last, ProviderFinished)
+        return last
+
+    @property
+    def failure(self) -> ProviderError:
+        assert self.error is not None, self.items
+        return self.error
+
+
+async def collect(stream: AsyncIterator[ProviderItem]) -> Answer:
+    """Read a provider's stream to its end, whatever the end is."""
+    answer = Answer()
+    try:
+        async for item in stream:
+            answer.items.append(item)
+    except ProviderError as error:
+        answer.error = error
+    return answer
