@@ -1,0 +1,145 @@
+"""Limits against usage, with rollups and limits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+from usage_service.domain.rate_limit import Consumption, LimitLevel, LimitMetric, LimitRule
+from usage_service.domain.report import DailyCost, Failure, ModelUsage, UsageFilter
+from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile
+from usage_service.metering.limiting import Limiting
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure
+
+NOW = datetime(2026, 3, 18, 10, 41, 50, tzinfo=UTC)
+TENANT = UUID(int=1)
+
+
+class UsedUp:
+    """Rollups that know what was used at which minute."""
+
+    def __init__(self, used: Sequence[tuple[datetime, str, str, Consumption]]) -> None:
+        self._used = used
+        self.asked: list[Mapping[int, Sequence[Tile]]] = []
+
+    async def consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
+    ) -> Mapping[tuple[int, str, str], Consumption]:
+        self.asked.append(windows)
+        found: dict[tuple[int, str, str], Consumption] = {}
+        for window_s, covering in windows.items():
+            for at, provider, model, amount in self._used:
+                if any(tile.start <= at < tile.end for tile in covering):
+                    key = (window_s, provider, model)
+                    found[key] = found.get(key, Consumption()) + amount
+        return found
+
+    async def usage_by_model(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
+    ) -> Sequence[ModelUsage]:
+        raise AssertionError("limits ask for consumption only")
+
+    async def costs_by_day(
+        self, tenant_id: UUID, days: Sequence[LocalDay], only: UsageFilter, *, after: AfterDailyCost | None, limit: int
+    ) -> Sequence[DailyCost]:
+        raise AssertionError("limits ask for consumption only")
+
+    async def failures(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        kept: KeptGrains,
+        after: AfterFailure | None,
+        limit: int,
+    ) -> Sequence[Failure]:
+        raise AssertionError("limits ask for consumption only")
+
+
+class OwnLimits:
+    """The limits of every tenant."""
+
+    def __init__(self, *rules: LimitRule) -> None:
+        self._rules = rules
+
+    async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
+        return self._rules
+
+
+def limiting(rollups: UsedUp, *rules: LimitRule, own: OwnLimits | None = None) -> Limiting:
+    return Limiting(
+        rollups=rollups, limits=own or OwnLimits(), defaults=rules, retention=RollupRetention(), now=lambda: NOW
+    )
+
+
+async def test_each_limit_counts_what_was_used_in_its_own_window() -> None:
+    one = Consumption(1, 10, Decimal("0.5"))
+    rollups = UsedUp(
+        [
+            (NOW, "groq", "a", one),
+            (NOW - timedelta(minutes=1), "groq", "b", one),
+            (NOW - timedelta(hours=2), "groq", "a", one),
+            (NOW - timedelta(hours=11), "groq", "a", one),  # yesterday
+            (NOW, "llm7", "a", one),
+        ]
+    )
+    rules = [
+        LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100)),
+        LimitRule("groq", LimitMetric.TOKENS, 3600, Decimal(1000)),
+        LimitRule("groq", LimitMetric.TOKENS, 86_400, Decimal(1000)),
+        LimitRule("groq", LimitMetric.TOKENS, 86_400, Decimal(1000), model="a"),
+        LimitRule("groq", LimitMetric.COST, 86_400, Decimal(100)),
+    ]
+
+    status = await limiting(rollups, *rules).status(TENANT)
+
+    assert {one.rule: one.used for one in status.positions} == dict(
+        zip(rules, [1, 20, 30, 20, Decimal("1.5")], strict=True)
+    )
+    assert [len(one) for one in rollups.asked] == [3]
+
+
+async def test_the_worst_limit_decides_for_all() -> None:
+    rollups = UsedUp([(NOW, "groq", "a", Consumption(96, 0, Decimal(0)))])
+    minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
+    day = LimitRule("groq", LimitMetric.REQUESTS, 86_400, Decimal(100_000))
+
+    status = await limiting(rollups, day, minute).status(TENANT)
+
+    assert [one.rule for one in status.positions] == [minute, day]
+    assert status.level is LimitLevel.CRITICAL
+    assert status.should_failover
+    assert status.valid_for == timedelta(seconds=5)
+    assert status.as_of == NOW
+
+
+async def test_without_a_limit_nothing_is_asked_and_all_is_healthy() -> None:
+    rollups = UsedUp([])
+
+    status = await limiting(rollups).status(TENANT, provider="local")
+
+    assert (status.level, status.should_failover, list(status.positions)) == (LimitLevel.HEALTHY, False, [])
+    assert rollups.asked == []
+
+
+async def test_the_tenants_own_limit_takes_the_place_of_the_default() -> None:
+    rollups = UsedUp([(NOW, "groq", "a", Consumption(29, 0, Decimal(0)))])
+    default = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(30))
+    own = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(1000), is_override=True)
+
+    status = await limiting(rollups, default, own=OwnLimits(own)).status(TENANT)
+
+    assert [one.rule for one in status.positions] == [own]
+    assert status.level is LimitLevel.HEALTHY
+
+
+async def test_requests_that_never_reached_a_provider_count_against_no_provider() -> None:
+    rollups = UsedUp([(NOW, "turnpike", "a", Consumption(1000, 0, Decimal(0)))])
+    rule = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(30))
+
+    status = await limiting(rollups, rule).status(TENANT)
+
+    assert [one.used for one in status.positions] == [0]
