@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from router_service.domain.catalog import ModelFacts, ProviderSpec
 from router_service.domain.tenant import Credential
+from router_service.domain.usage import Funding
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class Candidate:
     @property
     def provider(self) -> str:
         return self.spec.name
+
+    @property
+    def funding(self) -> Funding | None:
+        """Whose key pays; None where no key is needed."""
+        return self.credential.funding if self.credential is not None else None
 
     @property
     def route_key(self) -> tuple[str, str, str]:

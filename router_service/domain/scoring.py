@@ -106,11 +106,16 @@ def rank(
     preferred_provider: str | None,
     weights: Mapping[str, float],
     remaining_s: float | None,
+    preference_is_strict: bool = False,
 ) -> list[Scored]:
-    """The candidates, best first. `weights` overrides those of the task, by name of the term."""
+    """The candidates, best first. `weights` overrides those of the task, by name of the term.
+
+    `preference_is_strict` keeps the preferred provider first whatever its state: for tenants without failover.
+    """
     effective = {**TASK_WEIGHTS[task], **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
+    preference = _Preference(preferred_provider, remaining_s, is_strict=preference_is_strict)
     ordered = sorted(
-        ((_score(fact, task, preferred_provider, effective, remaining_s), fact) for fact in facts),
+        ((_score(fact, task, preference.of(fact), effective, remaining_s), fact) for fact in facts),
         key=lambda pair: pair[0].score + _spread(pair[1]) * pair[1].luck,
         reverse=True,
     )
@@ -122,10 +127,14 @@ def _spread(fact: Facts) -> float:
 
 
 def _score(
-    fact: Facts, task: TaskType, preferred: str | None, weights: Mapping[str, float], remaining_s: float | None
+    fact: Facts,
+    task: TaskType,
+    preference: tuple[float, str],
+    weights: Mapping[str, float],
+    remaining_s: float | None,
 ) -> Scored:
     measures = (
-        ("preference", *_preference(fact, preferred, remaining_s)),
+        ("preference", *preference),
         ("health", *_health(fact.health)),
         ("latency", *_latency(fact.health, remaining_s)),
         ("throughput", *_throughput(fact.health)),
@@ -141,18 +150,29 @@ def _score(
     return Scored(fact.candidate, score, terms)
 
 
-def _preference(fact: Facts, preferred: str | None, remaining_s: float | None) -> tuple[float, str]:
-    if preferred is None:
-        return 0.0, "the tenant prefers none"
-    if fact.candidate.provider != preferred:
-        return 0.0, f"the tenant prefers {preferred}"
-    if fact.health.error_rate > HEALTHY_ERROR_RATE:
-        return 0.0, f"preferred, but {fact.health.error_rate:.0%} of its attempts fail"
-    if fact.should_failover:
-        return 0.0, "preferred, but the tenant is near its limit here"
-    if _is_too_slow(fact.health, remaining_s):
-        return 0.0, "preferred, but too slow for the deadline"
-    return 1.0, "preferred by the tenant"
+@dataclass(frozen=True, slots=True)
+class _Preference:
+    preferred: str | None
+    remaining_s: float | None
+    is_strict: bool
+
+    def of(self, fact: Facts) -> tuple[float, str]:
+        if self.preferred is None:
+            return 0.0, "the tenant prefers none"
+        if fact.candidate.provider != self.preferred:
+            return 0.0, f"the tenant prefers {self.preferred}"
+        return self._of_preferred(fact)
+
+    def _of_preferred(self, fact: Facts) -> tuple[float, str]:
+        if self.is_strict:
+            return 1.0, "preferred by the tenant, without failover"
+        if fact.health.error_rate > HEALTHY_ERROR_RATE:
+            return 0.0, f"preferred, but {fact.health.error_rate:.0%} of its recent attempts failed"
+        if fact.should_failover:
+            return 0.0, "preferred, but the tenant is near its limit here"
+        if _is_too_slow(fact.health, self.remaining_s):
+            return 0.0, "preferred, but too slow for the deadline"
+        return 1.0, "preferred by the tenant"
 
 
 def _health(health: RouteHealth) -> tuple[float, str]:

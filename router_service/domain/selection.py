@@ -90,20 +90,20 @@ def credential_for(
     if own is not None:
         return own
     # No operator's key in place of a broken one of the tenant's: that would spend somebody else's money in silence.
+    own_remedy = f"run: turnpike tenants set-token {_id_text(tenant)} {spec.name}"
     unusable = tenant.unusable_credentials.get(spec.name)
     if unusable is not None:
         return _out(
             spec,
             "",
             "KEY_UNREADABLE",
-            f"the tenant's key cannot be used ({unusable}): run: turnpike tenants set-token {tenant.id} {spec.name}",
+            f"the tenant's key cannot be used ({unusable}): {own_remedy}",
         )
     system = system_credentials.get(spec.name)
     if system is not None and tenant.config.allow_system_keys:
         return system
     if not spec.needs_key:
         return None
-    own_remedy = f"run: turnpike tenants set-token {tenant.id} {spec.name}"
     if system is not None:
         return _out(spec, "", "NO_KEY", f"the tenant has no key and may not use the operator's: {own_remedy}")
     return _out(spec, "", "NO_KEY", f"no key: set {spec.system_key_env} for the router, or {own_remedy}")
@@ -211,3 +211,8 @@ def _model_exclusion(  # noqa: PLR0911 - a table, one return a row
 
 def _out(spec: ProviderSpec, model: str, reason: str, explanation: str) -> Exclusion:
     return Exclusion(spec.name, model, reason, explanation)
+
+
+def _id_text(tenant: Tenant) -> str:
+    """The id as a command line takes it; a placeholder for nobody's, whose id is nil."""
+    return str(tenant.id) if tenant.id.int else "TENANT_ID"

@@ -1,0 +1,153 @@
+"""Plans a request: everybody who could serve it, best first, and everybody who is out, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from router_service.domain.candidate import Candidate, Exclusion
+from router_service.domain.catalog import ProviderSpec
+from router_service.domain.completion import TaskType
+from router_service.domain.errors import FailureKind
+from router_service.domain.scoring import Facts, Scored, rank
+from router_service.domain.selection import Needs, Selection, select
+from router_service.domain.tenant import Credential, Tenant
+from router_service.domain.usage import Funding
+from router_service.routing.ports import LimitLevels, Prices
+from router_service.routing.scoreboard import Block, Scoreboard
+
+MAX_DECISION_LENGTH = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Whom to try, in this order, and who is out.
+
+    `blocks` are candidates that only their recent failures keep out; `rejected_key` is the block that decides the
+    request at once: the best candidate has a key of the tenant's own that its provider rejected. `is_last_resort`
+    says that nobody was free of blocks, so that those whose probe is due are let through.
+    """
+
+    tenant: Tenant
+    ranked: tuple[Scored, ...]
+    exclusions: tuple[Exclusion, ...]
+    blocks: tuple[Block, ...] = ()
+    rejected_key: Block | None = None
+    is_last_resort: bool = False
+
+    def decision(self) -> str:
+        """The decision as the ledger keeps it: a short JSON text without secrets."""
+        rank = [[s.candidate.provider, s.candidate.model.name, round(s.score, 3)] for s in self.ranked[:5]]
+        out = [[e.provider, e.model, e.reason] for e in (*self.exclusions, *(b.exclusion for b in self.blocks))]
+        text = json.dumps({"rank": rank, "out": out}, separators=(",", ":"))
+        return text if len(text) <= MAX_DECISION_LENGTH else json.dumps({"rank": rank[:1], "shortened": True})
+
+
+class Planner:
+    """Puts the tenant's configuration, the catalogue and what is known of the candidates together."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Mapping[str, ProviderSpec],
+        system_credentials: Mapping[str, Credential],
+        prices: Prices,
+        limits: LimitLevels,
+        scoreboard: Scoreboard,
+        score_weights: Mapping[str, float],
+        today: Callable[[], date],
+    ) -> None:
+        self._catalog = catalog
+        self._system_credentials = system_credentials
+        self._prices = prices
+        self._limits = limits
+        self._scoreboard = scoreboard
+        self._score_weights = score_weights
+        self._today = today
+
+    def plan(
+        self,
+        tenant: Tenant,
+        needs: Needs,
+        task: TaskType,
+        *,
+        now: float,
+        remaining_s: float | None,
+        luck: Callable[[], float],
+    ) -> Plan:
+        """Plan a request at `now`. `luck` gives a number from 0 to 1 for each candidate."""
+        selection = select(tenant, self._catalog, self._system_credentials, needs, today=self._today())
+        facts = [self._facts(tenant, candidate, now, luck()) for candidate in selection.candidates]
+        config = tenant.config
+        ranked = rank(
+            facts,
+            task=task,
+            preferred_provider=config.preferred_provider,
+            weights={**self._score_weights, **config.score_weights},
+            remaining_s=remaining_s,
+            preference_is_strict=not config.auto_failover,
+        )
+        if not config.auto_failover:
+            ranked, selection = _only_the_best(ranked, selection)
+        return self._without_blocked(tenant, ranked, selection, now)
+
+    def _facts(self, tenant: Tenant, candidate: Candidate, now: float, luck: float) -> Facts:
+        headroom = self._limits.headroom(tenant.id, candidate.provider, candidate.model.name)
+        ratios = [
+            ratio
+            for ratio in (
+                headroom.remaining_ratio if headroom is not None else None,
+                self._scoreboard.quota_ratio(candidate, now),
+            )
+            if ratio is not None
+        ]
+        return Facts(
+            candidate,
+            health=self._scoreboard.health(candidate),
+            price_usd_per_million=self._prices.usd_per_million(candidate.provider, candidate.model.name),
+            quota_remaining_ratio=min(ratios, default=None),
+            should_failover=headroom is not None and headroom.should_failover,
+            luck=luck,
+        )
+
+    def _without_blocked(self, tenant: Tenant, ranked: list[Scored], selection: Selection, now: float) -> Plan:
+        free, blocks = self._part(ranked, now, is_only_candidate=False)
+        is_last_resort = not free
+        if is_last_resort:
+            free, blocks = self._part(ranked, now, is_only_candidate=True)
+        rejected = next((block for block in blocks if block.candidate is ranked[0].candidate), None)
+        if rejected is not None and not _is_rejected_own_key(rejected):
+            rejected = None
+        return Plan(tenant, tuple(free), selection.exclusions, tuple(blocks), rejected, is_last_resort)
+
+    def _part(self, ranked: list[Scored], now: float, *, is_only_candidate: bool) -> tuple[list[Scored], list[Block]]:
+        free: list[Scored] = []
+        blocks: list[Block] = []
+        for scored in ranked:
+            block = self._scoreboard.block(scored.candidate, now, is_only_candidate=is_only_candidate)
+            if block is None:
+                free.append(scored)
+            else:
+                blocks.append(block)
+        return free, blocks
+
+
+def _is_rejected_own_key(block: Block) -> bool:
+    credential = block.candidate.credential
+    is_own = credential is not None and credential.funding is Funding.TENANT_KEY
+    return is_own and block.kind is FailureKind.KEY_REJECTED
+
+
+def _only_the_best(ranked: list[Scored], selection: Selection) -> tuple[list[Scored], Selection]:
+    passed_over = tuple(
+        Exclusion(
+            scored.candidate.provider,
+            scored.candidate.model.name,
+            "FAILOVER_OFF",
+            "only the best candidate is used: set auto_failover to use this one too",
+        )
+        for scored in ranked[1:]
+    )
+    return ranked[:1], Selection(selection.candidates, selection.exclusions + passed_over)

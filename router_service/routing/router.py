@@ -1,0 +1,255 @@
+"""The router: takes a checked request in, gives events or a whole answer out."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from uuid import UUID
+
+from router_service.domain.candidate import Candidate, Exclusion
+from router_service.domain.catalog import ProviderSpec
+from router_service.domain.completion import CompletionRequest, CompletionResult, RouterEvent, TaskType
+from router_service.domain.health import BreakerState
+from router_service.domain.scoring import Scored
+from router_service.domain.selection import Needs, credential_for
+from router_service.domain.tenant import Credential, Tenant
+from router_service.domain.usage import Funding
+from router_service.routing import failures
+from router_service.routing.admission import Admission
+from router_service.routing.metrics import RoutingMetrics
+from router_service.routing.planning import Plan, Planner
+from router_service.routing.ports import LimitLevels, Prices, Provider, Tenants, UsageJournal
+from router_service.routing.run import Run
+from router_service.routing.scoreboard import Scoreboard
+from router_service.routing.settings import RoutingSettings
+from router_service.routing.shared import Shared, record_refusal
+from router_service.routing.sinks import Gathering, Handover, Sink, WholeAnswer
+from router_service.routing.watchdog import Reason
+from service_runtime.errors import QuotaExceeded
+
+NOBODY = Tenant(UUID(int=0), "", 0)
+SETTLE_S = 5.0  # after the cut, a run has only its journal to write
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a request would be routed: candidates in the order in which they would be tried, and who would not be."""
+
+    candidates: tuple[Scored, ...]
+    excluded: tuple[Exclusion, ...]
+    auto_failover: bool
+    config_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderState:
+    """A provider of the catalogue as one tenant finds it. `unusable_reason` is empty when it can be used."""
+
+    spec: ProviderSpec
+    unusable_reason: str
+    funding: Funding | None
+    breaker: BreakerState
+    today: date
+
+
+def today_utc() -> date:
+    """Today's date in UTC, by which models retire."""
+    return datetime.now(UTC).date()
+
+
+class Router:
+    """Routes completions. Every request is served by a task of its own, which `drain` waits for."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Tenants,
+        providers: Mapping[str, Provider],
+        catalog: Mapping[str, ProviderSpec],
+        system_credentials: Mapping[str, Credential],
+        journal: UsageJournal,
+        prices: Prices,
+        limits: LimitLevels,
+        metrics: RoutingMetrics,
+        new_event_id: Callable[[], UUID],
+        settings: RoutingSettings | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        today: Callable[[], date] = today_utc,
+        luck: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings or RoutingSettings()
+        self._tenants = tenants
+        self._catalog = catalog
+        self._system_credentials = system_credentials
+        self._today = today
+        scoreboard = Scoreboard(max_entries=self._settings.max_remembered_routes)
+        admission = Admission(
+            max_running_per_tenant=self._settings.max_running_per_tenant,
+            max_running_per_provider=self._settings.max_running_per_provider,
+        )
+        self._shared = Shared(
+            providers=providers,
+            journal=journal,
+            prices=prices,
+            scoreboard=scoreboard,
+            admission=admission,
+            metrics=metrics,
+            settings=self._settings,
+            monotonic=monotonic,
+            new_event_id=new_event_id,
+            luck=luck,
+        )
+        self._planner = Planner(
+            catalog=catalog,
+            system_credentials=system_credentials,
+            prices=prices,
+            limits=limits,
+            scoreboard=scoreboard,
+            score_weights=self._settings.score_weights,
+            today=today,
+        )
+        self._runs: dict[asyncio.Task[None], Run] = {}
+        self._refusals: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+
+    @property
+    def running(self) -> int:
+        """Requests whose provider is still being read, with or without a caller."""
+        return len(self._runs)
+
+    async def stream(
+        self, request: CompletionRequest, *, deadline_s: float | None
+    ) -> AsyncGenerator[RouterEvent, None]:
+        """Serve a request as events; the last one is the `CompletionResult`.
+
+        `deadline_s` is what is left of the caller's time. Raises `ServiceError`. Closing the generator means that the
+        caller has left: the attempt is settled all the same.
+        """
+        handover = Handover(max_unread=self._settings.max_unread)
+        run = await self._start(request, handover, deadline_s)
+        try:
+            while (event := await handover.take()) is not None:
+                yield event
+        finally:
+            run.stop(Reason.CALLER_LEFT)
+
+    async def complete(
+        self, request: CompletionRequest, *, deadline_s: float | None
+    ) -> tuple[CompletionResult, WholeAnswer]:
+        """Serve a request whole. Fails over even in the middle of an answer. Raises `ServiceError`."""
+        gathering = Gathering()
+        run = await self._start(request, gathering, deadline_s)
+        try:
+            return await gathering.result()
+        finally:
+            run.stop(Reason.CALLER_LEFT)
+
+    async def explain(self, tenant_id: UUID, needs: Needs, task: TaskType) -> Explanation:
+        """How such a request would be routed now, without calling anybody. Raises `ServiceError` for the tenant."""
+        tenant = await self._tenants.get(tenant_id)
+        plan = self._planner.plan(tenant, needs, task, now=self._shared.monotonic(), remaining_s=None, luck=lambda: 0.5)
+        excluded = (*plan.exclusions, *(block.exclusion for block in plan.blocks))
+        ranked = plan.ranked
+        if plan.rejected_key is not None:
+            words = (
+                f"not tried, so that the tenant learns of its rejected key for {plan.rejected_key.candidate.provider}"
+            )
+            excluded += tuple(_passed_over(scored.candidate, words) for scored in ranked)
+            ranked = ()
+        return Explanation(ranked, excluded, tenant.config.auto_failover, tenant.version)
+
+    async def providers_for(self, tenant_id: UUID | None) -> list[ProviderState]:
+        """The providers by name, as the tenant finds them; for None, with the system keys only."""
+        tenant = NOBODY if tenant_id is None else await self._tenants.get(tenant_id)
+        return [self._state(self._catalog[name], tenant) for name in sorted(self._catalog)]
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more requests, let the running ones end for `grace_s`, then cut them; all of them are settled."""
+        self._is_closing = True
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=grace_s)
+        for run in tuple(self._runs.values()):
+            run.stop(Reason.SHUTDOWN)
+        remaining = {*self._runs, *self._refusals}
+        if remaining:
+            await asyncio.wait(remaining, timeout=SETTLE_S)
+
+    async def _start(self, request: CompletionRequest, sink: Sink, deadline_s: float | None) -> Run:
+        arrived_at = self._shared.monotonic()
+        if self._is_closing:
+            raise failures.stopped(Reason.SHUTDOWN, None, content_was_sent=False)
+        total_s = self._settings.total_s
+        left_s = total_s if deadline_s is None else min(total_s, deadline_s - self._settings.answer_margin_s)
+        deadline_at = arrived_at + left_s
+        if left_s < self._settings.min_start_s:
+            raise failures.stopped(Reason.DEADLINE, None, content_was_sent=False)
+        tenant = await self._tenants.get(request.tenant_id, min_version=request.min_config_version)
+        await self._admit(request)
+        # From here to the task there is no await: nothing can come between and leave the request counted for ever.
+        try:
+            plan = self._plan(tenant, request, deadline_at)
+            run = Run(self._shared, request, plan, sink, arrived_at=arrived_at, deadline_at=deadline_at)
+        except BaseException as error:
+            self._shared.admission.leave(request)
+            self._shared.metrics.completion_ended(error.reason if isinstance(error, ServiceError) else "INTERNAL")
+            raise
+        task = asyncio.create_task(run.pump(), name=f"completion {request.request_id}")
+        self._runs[task] = run
+        self._shared.metrics.set_in_flight(len(self._runs))
+        task.add_done_callback(lambda done: self._ended(done, request))
+        return run
+
+    async def _admit(self, request: CompletionRequest) -> None:
+        try:
+            self._shared.admission.enter(request)
+        except QuotaExceeded as error:
+            # In a task of its own, so that a caller who leaves cannot leave half a row.
+            task = asyncio.create_task(record_refusal(self._shared, request, error))
+            self._refusals.add(task)
+            task.add_done_callback(self._refusals.discard)
+            await asyncio.shield(task)
+            raise
+
+    def _plan(self, tenant: Tenant, request: CompletionRequest, deadline_at: float) -> Plan:
+        shared = self._shared
+        now = shared.monotonic()
+        shared.retry_budget = shared.retry_budget.request_arrived(now)
+        plan = self._planner.plan(
+            tenant, Needs.of(request), request.task_type, now=now, remaining_s=deadline_at - now, luck=shared.luck
+        )
+        if plan.rejected_key is not None:
+            raise failures.key_rejected(plan.rejected_key)
+        if not plan.ranked:
+            raise failures.nobody_to_ask(plan)
+        return plan
+
+    def _ended(self, task: asyncio.Task[None], request: CompletionRequest) -> None:
+        del self._runs[task]
+        self._shared.admission.leave(request)
+        self._shared.metrics.set_in_flight(len(self._runs))
+
+    def _state(self, spec: ProviderSpec, tenant: Tenant) -> ProviderState:
+        key = credential_for(spec, tenant, self._system_credentials)
+        credential = None if isinstance(key, Exclusion) else key
+        allowed = tenant.config.allowed_providers
+        candidate = Candidate(spec, spec.facts(spec.default_model), credential)
+        now = self._shared.monotonic()
+        block = self._shared.scoreboard.block(candidate, now, is_only_candidate=False)
+        if isinstance(key, Exclusion):
+            reason = key.explanation
+        elif allowed and spec.name not in allowed:
+            reason = f"the tenant allows only {', '.join(allowed)}"
+        elif not spec.base_url and not spec.is_sandbox:
+            reason = f"no address is set for {spec.display_name}"
+        else:
+            reason = block.exclusion.explanation if block is not None else ""
+        breaker = self._shared.scoreboard.health(candidate).breaker.state(now)
+        return ProviderState(spec, reason, candidate.funding, breaker, self._today())
+
+
+def _passed_over(candidate: Candidate, words: str) -> Exclusion:
+    return Exclusion(candidate.provider, candidate.model.name, "BEHIND_REJECTED_KEY", words)

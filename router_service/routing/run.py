@@ -1,0 +1,387 @@
+"""One request's way through its candidates, in a task of its own.
+
+The task is detached from the caller: whatever becomes of the caller, it settles every attempt that it opened, exactly
+once, and only then says how the request ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from router_service.domain.candidate import Candidate
+from router_service.domain.catalog import CallerGonePolicy
+from router_service.domain.completion import (
+    AttemptSummary,
+    CompletionFailure,
+    CompletionRequest,
+    CompletionResult,
+    RouteChosen,
+)
+from router_service.domain.errors import FailureKind, ProviderError
+from router_service.domain.tokens import estimate_input_tokens
+from router_service.domain.usage import AttemptOpened, AttemptStatus, TokenUsage, UsageSource
+from router_service.routing import failures
+from router_service.routing.attempt import (
+    Attempt,
+    Crashed,
+    Failed,
+    Outcome,
+    Stopped,
+    Succeeded,
+)
+from router_service.routing.planning import Plan
+from router_service.routing.shared import Shared, record_refusal
+from router_service.routing.sinks import Sink
+from router_service.routing.succession import Succession
+from router_service.routing.watchdog import Reason, Watchdog
+from service_runtime.errors import ServiceError
+
+log: Any = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """The attempt that takes over, opened already; `restart_reason` when the caller must discard what it has."""
+
+    attempt: Attempt
+    restart_reason: str
+
+
+class Run:
+    """One request being served. `pump` is the body of its task; `stop` ends it from outside."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        request: CompletionRequest,
+        plan: Plan,
+        sink: Sink,
+        *,
+        arrived_at: float,
+        deadline_at: float,
+    ) -> None:
+        self._shared = shared
+        self._request = request
+        self._plan = plan
+        self._sink = sink
+        self._arrived_at = arrived_at
+        self._deadline_at = deadline_at
+        self._watch = Watchdog()
+        self._succession = Succession(shared, request, plan, self._watch, deadline_at=deadline_at)
+        self._current: Attempt | None = None
+        self._unsettled: list[Attempt] = []
+        self._summaries: list[AttemptSummary] = []
+        self._errors: list[ProviderError] = []
+        self._partial: tuple[TokenUsage | None, UsageSource] = (None, UsageSource.NONE)
+        self._input_tokens = 0
+        self._stop: Reason | None = None
+        self._is_draining = False
+        self._is_over = False
+
+    # ── from outside ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self, reason: Reason) -> None:
+        """End the request: at once, or, where the provider's bill goes on, after its stream was read to the end."""
+        if self._is_over:
+            return
+        is_first = self._stop is None
+        if is_first:
+            self._stop = reason
+        if reason is Reason.CALLER_LEFT:
+            self._sink.abandon()
+        else:
+            self._sink.fail(self._stopped_error(reason))
+        if reason is Reason.SHUTDOWN or (is_first and not self._drain()):
+            self._watch.interrupt(reason)
+
+    async def pump(self) -> None:
+        """Serve the request. Raises nothing: the sink learns of every ending."""
+        timer = asyncio.get_running_loop().call_later(
+            max(0.0, self._deadline_at - self._shared.monotonic()), self.stop, Reason.DEADLINE
+        )
+        try:
+            result = await self._serve()
+        except ServiceError as error:
+            await self._end_badly(error, error.reason)
+        except Exception as error:
+            log.exception("completion.crashed", **self._log_fields())
+            await self._end_badly(error, "INTERNAL")
+        else:
+            self._end_well(result)
+        finally:
+            timer.cancel()
+            self._watch.clear_clocks()
+            self._is_over = True
+            if self._is_draining:
+                self._shared.end_draining()
+
+    # ── the way ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _serve(self) -> CompletionResult:
+        self._input_tokens = estimate_input_tokens(self._request)
+        candidate = self._succession.first()
+        if candidate is None:
+            raise await self._refused()
+        attempt = await self._open(candidate)
+        self._announce(attempt)
+        while True:
+            outcome = await self._try(attempt)
+            following = await self._following(attempt, outcome)
+            status = self._status(outcome)
+            await self._settle(attempt, outcome, status, absorbed=following is not None)
+            if isinstance(outcome, Succeeded) and status is AttemptStatus.SUCCESS:
+                return self._result(attempt, outcome)
+            if following is None:
+                raise self._failure(attempt)
+            if following.restart_reason:
+                self._sink.restarted(following.attempt.opened.attempt, following.restart_reason)
+            attempt = following.attempt
+            self._announce(attempt)
+
+    async def _try(self, attempt: Attempt) -> Outcome:
+        """Run an attempt, and learn from it. Its place at the provider is free afterwards."""
+        shared, candidate = self._shared, attempt.candidate
+        self._current = attempt
+        outcome: Outcome = Crashed()
+        try:
+            outcome = await attempt.run(
+                shared.providers[candidate.provider],
+                self._request,
+                self._sink,
+                self._watch,
+                clocks=self._succession.clocks(candidate, content_was_sent=self._sink.content_was_sent),
+                max_answer=shared.settings.max_answer,
+                now=shared.monotonic,
+            )
+        finally:
+            self._current = None
+            shared.admission.leave_provider(candidate.provider)
+            if attempt.opened.attempt > 1:
+                shared.retry_budget = shared.retry_budget.further_attempt_ended()
+            self._learn(attempt, outcome)
+        return outcome
+
+    def _learn(self, attempt: Attempt, outcome: Outcome) -> None:
+        board, now = self._shared.scoreboard, self._shared.monotonic()
+        if attempt.quota is not None:
+            board.note_quota(attempt.candidate, attempt.quota, now)
+        match outcome:
+            case Succeeded():
+                board.succeeded(
+                    attempt.candidate,
+                    now,
+                    first_token_s=attempt.first_token_s(),
+                    tokens_per_s=attempt.tokens_per_s(now),
+                )
+            case Failed(error, is_evidence):
+                self._errors.append(error)
+                if is_evidence:
+                    board.failed(attempt.candidate, error, now)
+                else:
+                    board.abandoned(attempt.candidate)
+            case Stopped() | Crashed():
+                board.abandoned(attempt.candidate)
+
+    async def _following(self, attempt: Attempt, outcome: Outcome) -> _Following | None:
+        """The attempt that takes over, opened, or None when this was the last one.
+
+        It is opened before the failed one is settled, so that the ledger never calls an attempt absorbed that nothing
+        followed.
+        """
+        if not isinstance(outcome, Failed) or self._stop is not None:
+            return None
+        content_was_sent = self._sink.content_was_sent
+        candidate = await self._succession.after(attempt.candidate, outcome.error, content_was_sent=content_was_sent)
+        if candidate is None:
+            return None
+        try:
+            following = await self._open(candidate)
+        except ServiceError:
+            log.exception("completion.failover_not_recorded", **self._log_fields())
+            return None
+        return _Following(following, outcome.error.kind.value if content_was_sent else "")
+
+    # ── the books ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _open(self, candidate: Candidate) -> Attempt:
+        """Record that an attempt begins. Gives its place back when that cannot be recorded."""
+        shared, request = self._shared, self._request
+        number = self._succession.attempts_made + 1
+        opened = AttemptOpened(
+            event_id=shared.new_event_id(),
+            request_id=request.request_id,
+            tenant_id=request.tenant_id,
+            attempt=number,
+            provider=candidate.provider,
+            model=candidate.model.name,
+            funding=candidate.funding,
+            task_type=request.task_type.value,
+            endpoint=request.endpoint,
+            user_id=request.user_id,
+            estimated_input_tokens=self._input_tokens,
+            labels=request.labels,
+            decision=self._plan.decision(),
+        )
+        try:
+            await shared.journal.opened(opened)
+        except BaseException:
+            shared.admission.leave_provider(candidate.provider)
+            shared.scoreboard.abandoned(candidate)
+            raise
+        self._succession.attempts_made = number
+        if number > 1:
+            shared.retry_budget = shared.retry_budget.further_attempt_started(shared.monotonic())
+        attempt = Attempt(opened, candidate, started_at=shared.monotonic())
+        self._unsettled.append(attempt)
+        return attempt
+
+    async def _settle(self, attempt: Attempt, outcome: Outcome, status: AttemptStatus, *, absorbed: bool) -> None:
+        """Record how an attempt ended. Once only: an attempt that is not among the unsettled was settled."""
+        self._unsettled.remove(attempt)
+        ended_at = self._shared.monotonic()
+        settled = attempt.settled(outcome, status, absorbed=absorbed, ended_at=ended_at)
+        self._summaries.append(attempt.summary(outcome, status, ended_at=ended_at))
+        if status is not AttemptStatus.SUCCESS:
+            self._partial = (settled.usage, settled.usage_source)
+        await self._shared.journal.settled(settled)
+        self._shared.metrics.attempt_ended(
+            attempt.opened.provider, status.value, settled.error_class, settled.time_to_first_token_s
+        )
+
+    def _status(self, outcome: Outcome) -> AttemptStatus:
+        if self._stop is Reason.SHUTDOWN:
+            return AttemptStatus.INTERRUPTED
+        if self._stop is not None:
+            return AttemptStatus.CANCELLED
+        match outcome:
+            case Succeeded():
+                return AttemptStatus.SUCCESS
+            case Failed(error):
+                limited = error.kind is FailureKind.RATE_LIMITED
+                return AttemptStatus.RATE_LIMIT if limited else AttemptStatus.ERROR
+            case Stopped() | Crashed():
+                return AttemptStatus.ERROR
+
+    # ── what the caller is told ───────────────────────────────────────────────────────────────────────────────────
+
+    def _announce(self, attempt: Attempt) -> None:
+        opened = attempt.opened
+        self._sink.route_chosen(
+            RouteChosen(
+                request_id=opened.request_id,
+                provider=opened.provider,
+                model=opened.model,
+                attempt=opened.attempt,
+                funding=opened.funding,
+                config_version=self._plan.tenant.version,
+            )
+        )
+
+    def _result(self, attempt: Attempt, outcome: Succeeded) -> CompletionResult:
+        usage, source = attempt.consumed(outcome)
+        assert usage is not None  # a success is counted or at least estimated
+        model = outcome.finished.model or attempt.opened.model
+        first_content_at = attempt.first_content_at
+        return CompletionResult(
+            request_id=self._request.request_id,
+            provider=attempt.opened.provider,
+            model=model,
+            requested_model=attempt.opened.model,
+            finish_reason=outcome.finished.finish_reason,
+            usage=usage,
+            usage_source=source,
+            cost_usd=self._shared.prices.cost_usd(attempt.opened.provider, model, usage),
+            latency_s=self._shared.monotonic() - self._arrived_at,
+            time_to_first_token_s=None if first_content_at is None else first_content_at - self._arrived_at,
+            attempts=tuple(self._summaries),
+            funding=attempt.opened.funding,
+            config_version=self._plan.tenant.version,
+        )
+
+    async def _refused(self) -> ServiceError:
+        """The error of a request for which no candidate was free, in the meantime or for want of places."""
+        error = self._shared.admission.all_busy(self._request)
+        await record_refusal(self._shared, self._request, error)
+        return error
+
+    def _failure(self, attempt: Attempt) -> ServiceError:
+        if self._stop is not None:
+            return self._stopped_error(self._stop)
+        return failures.provider_failed(
+            attempt.candidate,
+            self._errors,
+            self._plan,
+            self._detail(),
+            content_was_sent=self._sink.content_was_sent,
+        )
+
+    def _stopped_error(self, reason: Reason) -> ServiceError:
+        running = self._current
+        summaries = tuple(self._summaries)
+        partial = self._partial
+        if running is not None:
+            outcome = Stopped(reason)
+            status = AttemptStatus.INTERRUPTED if reason is Reason.SHUTDOWN else AttemptStatus.CANCELLED
+            summaries += (running.summary(outcome, status, ended_at=self._shared.monotonic()),)
+            partial = running.consumed(outcome)
+        detail = CompletionFailure(self._request.request_id, summaries, *partial)
+        return failures.stopped(reason, detail, content_was_sent=self._sink.content_was_sent)
+
+    def _detail(self) -> CompletionFailure:
+        usage, source = self._partial if self._sink.content_was_sent else (None, UsageSource.NONE)
+        return CompletionFailure(self._request.request_id, tuple(self._summaries), usage, source)
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _drain(self) -> bool:
+        """Read on without a caller where the bill goes on anyway; False when there is nothing to read, or no place."""
+        attempt, settings = self._current, self._shared.settings
+        if attempt is None or attempt.candidate.spec.on_caller_gone is not CallerGonePolicy.DRAIN:
+            return False
+        if not self._shared.begin_draining():
+            return False
+        self._is_draining = True
+        attempt.drain(settings.max_drain)
+        self._watch.limit(settings.drain_s, Reason.CALLER_LEFT)
+        return True
+
+    async def _end_badly(self, error: Exception, reason: str) -> None:
+        for attempt in tuple(self._unsettled):
+            try:
+                await self._settle(attempt, Crashed(), AttemptStatus.ERROR, absorbed=False)
+            except ServiceError:  # the journal reports its own state; the others are still to be settled
+                log.exception("completion.not_settled", event_id=str(attempt.opened.event_id))
+        self._is_over = True
+        self._sink.fail(error)
+        self._shared.metrics.completion_ended(reason)
+        log.info("completion.finished", outcome=reason, **self._log_fields())
+
+    def _end_well(self, result: CompletionResult) -> None:
+        self._is_over = True
+        self._sink.finish(result)
+        self._shared.metrics.completion_ended("success")
+        first_token_s = result.time_to_first_token_s
+        log.info(
+            "completion.finished",
+            outcome="success",
+            provider=result.provider,
+            model=result.model,
+            finish_reason=result.finish_reason.value,
+            first_token_ms=None if first_token_s is None else round(first_token_s * 1000),
+            total_tokens=result.usage.total_tokens,
+            usage_source=result.usage_source.value,
+            **self._log_fields(),
+        )
+
+    def _log_fields(self) -> dict[str, object]:
+        return {
+            "tenant_id": str(self._request.tenant_id),
+            "request_id": str(self._request.request_id),
+            "attempts": self._succession.attempts_made,
+            "tried": [f"{summary.provider}:{summary.error_class or 'ok'}" for summary in self._summaries],
+            "latency_ms": round((self._shared.monotonic() - self._arrived_at) * 1000),
+        }

@@ -1,0 +1,154 @@
+"""The router's memory of routes and keys: the values of `domain/health` by key, the oldest forgotten first."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from router_service.domain.candidate import Candidate, Exclusion
+from router_service.domain.completion import QuotaHeaders
+from router_service.domain.errors import FailureKind, ProviderError
+from router_service.domain.health import UNOBSERVED, Culprit, Rest, RouteHealth, culprit, rest_after
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+QUOTA_MEMORY_S = 60.0
+
+_REST_WORDS = {
+    FailureKind.KEY_REJECTED: "the provider rejected the key: store another one",
+    FailureKind.NO_CREDIT: "the key's account has no credit left: top it up, or store another key",
+    FailureKind.RATE_LIMITED: "the provider's rate limit for this key was hit",
+    FailureKind.NOT_ALLOWED: "the provider does not allow this key to use the model",
+    FailureKind.MODEL_GONE: "the provider no longer serves the model: choose another one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A candidate that is kept out for now. `kind` is the failure behind a resting key, None for a breaker."""
+
+    candidate: Candidate
+    exclusion: Exclusion
+    kind: FailureKind | None
+    retry_after_s: float
+
+
+class Scoreboard:
+    """Health by route, and rests by key and by key and model. Times are seconds of one steady clock."""
+
+    def __init__(self, *, max_entries: int) -> None:
+        self._routes: _Recent[tuple[str, str, str], RouteHealth] = _Recent(max_entries)
+        self._rests: _Recent[tuple[str, ...], Rest] = _Recent(max_entries)
+        self._quotas: _Recent[tuple[str, str], tuple[float, float]] = _Recent(max_entries)
+
+    def health(self, candidate: Candidate) -> RouteHealth:
+        return self._routes.get(candidate.route_key) or UNOBSERVED
+
+    def block(self, candidate: Candidate, now: float, *, is_only_candidate: bool) -> Block | None:
+        """Why the candidate is kept out now, or None when it may be tried."""
+        for key in (candidate.credential_key, _key_and_model(candidate)):
+            rest = self._rests.get(key)
+            if rest is not None and not rest.admits(now, is_only_candidate=is_only_candidate):
+                return _resting(candidate, rest, now)
+        breaker = self.health(candidate).breaker
+        if breaker.admits(now, is_only_candidate=is_only_candidate):
+            return None
+        wait_s = breaker.retry_after_s(now)
+        explanation = f"kept out after repeated failures; next probe in {wait_s:.0f} s"
+        exclusion = Exclusion(candidate.provider, candidate.model.name, "BREAKER_OPEN", explanation)
+        return Block(candidate, exclusion, None, wait_s)
+
+    def started(self, candidate: Candidate, now: float) -> None:
+        """An attempt begins; takes the probe where the candidate is being probed."""
+        health = self._routes.get(candidate.route_key)
+        if health is not None and health.breaker.open_since is not None:
+            self._routes.put(candidate.route_key, health.started(now))
+        for key in (candidate.credential_key, _key_and_model(candidate)):
+            rest = self._rests.get(key)
+            if rest is not None:
+                self._rests.put(key, rest.tried_again(now))
+
+    def succeeded(
+        self, candidate: Candidate, now: float, *, first_token_s: float | None, tokens_per_s: float | None
+    ) -> None:
+        health = self.health(candidate).succeeded(now, first_token_s=first_token_s, tokens_per_s=tokens_per_s)
+        self._routes.put(candidate.route_key, health)
+        self._rests.drop(_key_and_model(candidate))
+        rest = self._rests.get(candidate.credential_key)
+        if rest is not None and not rest.is_asked_for:
+            self._rests.drop(candidate.credential_key)
+
+    def failed(self, candidate: Candidate, error: ProviderError, now: float) -> None:
+        """Hold a failure against whom it concerns."""
+        if error.quota is not None:
+            self.note_quota(candidate, error.quota, now)
+        whose = culprit(error.kind)
+        if whose is Culprit.ROUTE:
+            self._routes.put(candidate.route_key, self.health(candidate).failed(now))
+            return
+        self.abandoned(candidate)
+        if whose is Culprit.NOBODY:
+            return
+        key = candidate.credential_key if whose is Culprit.KEY else _key_and_model(candidate)
+        rest, earlier = rest_after(error, now), self._rests.get(key)
+        self._rests.put(key, rest if earlier is None else earlier.joined_by(rest))
+
+    def abandoned(self, candidate: Candidate) -> None:
+        """An attempt ended without a verdict on the route."""
+        health = self._routes.get(candidate.route_key)
+        if health is not None:
+            self._routes.put(candidate.route_key, health.abandoned())
+
+    def note_quota(self, candidate: Candidate, quota: QuotaHeaders, now: float) -> None:
+        """Remember what the provider's headers say is left of the key's own limits."""
+        parts = (
+            (quota.remaining_requests, quota.limit_requests, quota.reset_requests_s),
+            (quota.remaining_tokens, quota.limit_tokens, quota.reset_tokens_s),
+        )
+        known = [
+            (remaining / limit, min(QUOTA_MEMORY_S, QUOTA_MEMORY_S if reset_s is None else reset_s))
+            for remaining, limit, reset_s in parts
+            if remaining is not None and limit
+        ]
+        if known:
+            ratio, memory_s = min(known)
+            self._quotas.put(candidate.credential_key, (ratio, now + memory_s))
+
+    def quota_ratio(self, candidate: Candidate, now: float) -> float | None:
+        """What is left of the key's tightest limit at the provider, from 0 to 1; None when nothing recent is known."""
+        known = self._quotas.get(candidate.credential_key)
+        return known[0] if known is not None and now < known[1] else None
+
+
+class _Recent(Generic[K, V]):
+    """A mapping that forgets what was written longest ago once it is full."""
+
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._values: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        self._values.pop(key, None)
+        self._values[key] = value
+        if len(self._values) > self._max_entries:
+            del self._values[next(iter(self._values))]
+
+    def drop(self, key: K) -> None:
+        self._values.pop(key, None)
+
+
+def _key_and_model(candidate: Candidate) -> tuple[str, ...]:
+    return (*candidate.credential_key, candidate.model.name)
+
+
+def _resting(candidate: Candidate, rest: Rest, now: float) -> Block:
+    wait_s = rest.retry_after_s(now)
+    words = _REST_WORDS.get(rest.kind, f"resting after {rest.kind.value}")
+    reason = "KEY_REJECTED" if rest.kind is FailureKind.KEY_REJECTED else "COOLING_DOWN"
+    explanation = f"{words}; next try in {wait_s:.0f} s"
+    return Block(candidate, Exclusion(candidate.provider, candidate.model.name, reason, explanation), rest.kind, wait_s)
