@@ -20,23 +20,15 @@ from queue import SimpleQueue
 from typing import Any
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled
 from router_service.usage.encode import interrupted_event, settled_event
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
+from router_service.usage.metrics import UsageMetrics
 from service_runtime.errors import Category, ServiceError
 from service_runtime.startup import StartupError
 
 _log = structlog.get_logger(__name__)
-
-_COMMITS = Counter("router_journal_commits_total", "Commits of the journal")
-_RECORDS = Counter("router_journal_records_total", "Records written", ["kind"])
-_GROUP = Histogram("router_journal_group_size", "Records per commit", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256))
-_WAITING = Gauge("router_journal_waiting_events", "Events that the ledger has not acknowledged")
-_BYTES = Gauge("router_journal_bytes", "Bytes that the journal's records take")
-_DEAD = Counter("router_journal_dead_letters_total", "Events that the ledger will never take", ["reason"])
-_RECOVERED = Counter("router_journal_recovered_total", "Records found at start", ["kind"])
 
 _GROUP_LIMIT = 512
 _RESERVE_BYTES = 8 << 20
@@ -66,12 +58,20 @@ class SqliteJournal:
     """Implements `routing.ports.UsageJournal`, and gives the sender what it has to send."""
 
     def __init__(
-        self, connection: sqlite3.Connection, directory: Path, lock: int, recovery: Recovery, *, max_bytes: int
+        self,
+        connection: sqlite3.Connection,
+        directory: Path,
+        lock: int,
+        recovery: Recovery,
+        *,
+        max_bytes: int,
+        metrics: UsageMetrics,
     ) -> None:
         self._connection = connection
         self._directory = directory
         self._lock = lock
         self._max_bytes = max_bytes
+        self._metrics = metrics
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._closed = False
@@ -79,7 +79,7 @@ class SqliteJournal:
         self._on_settled: Callable[[], None] = lambda: None
         self.recovery = recovery
         self.epoch = epoch_of(connection)
-        _WAITING.set(recovery.waiting)
+        metrics.waiting.set(recovery.waiting)
         self._keep_reserve()
         self._thread.start()
 
@@ -89,6 +89,7 @@ class SqliteJournal:
         directory: Path,
         *,
         max_bytes: int,
+        metrics: UsageMetrics,
         new_epoch: Callable[[], str],
         now_s: Callable[[], float] = time.time,
     ) -> SqliteJournal:
@@ -104,8 +105,8 @@ class SqliteJournal:
             raise StartupError(
                 f"the journal in {directory} cannot be written ({error}); make room or mend it"
             ) from error
-        _report(recovery, directory)
-        return cls(connection, directory, lock, recovery, max_bytes=max_bytes)
+        _report(recovery, directory, metrics)
+        return cls(connection, directory, lock, recovery, max_bytes=max_bytes, metrics=metrics)
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Call `callback` on the event loop whenever there is something new to send."""
@@ -115,7 +116,7 @@ class SqliteJournal:
         """See `routing.ports.UsageJournal`."""
         payload = interrupted_event(attempt).SerializeToString()
         row = (attempt.event_id.bytes, payload, checksum(payload))
-        _RECORDS.labels("opened").inc()
+        self._metrics.records.labels("opened").inc()
         await self._do(
             lambda db: db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row), needs_room=True
         )
@@ -132,9 +133,9 @@ class SqliteJournal:
                 (event_id, payload, checksum(payload), time.time()),
             )
 
-        _RECORDS.labels("settled").inc()
+        self._metrics.records.labels("settled").inc()
         await self._do(write)
-        _WAITING.inc()
+        self._metrics.waiting.inc()
         self._on_settled()
 
     async def oldest(self, limit: int) -> list[JournalledEvent]:
@@ -149,7 +150,7 @@ class SqliteJournal:
         """Forget events that the ledger has acknowledged."""
         rows = [(sequence,) for sequence in sequences]
         await self._do(lambda db: db.executemany("DELETE FROM outbox WHERE sequence = ?", rows))
-        _WAITING.dec(len(rows))
+        self._metrics.waiting.dec(len(rows))
 
     async def bury(self, reasons: Sequence[tuple[int, str]]) -> None:
         """Set events aside that the ledger will never take; they stay in the file for a person to look at."""
@@ -165,9 +166,9 @@ class SqliteJournal:
             db.executemany("DELETE FROM outbox WHERE sequence = ?", [(sequence,) for sequence, _ in reasons])
 
         await self._do(move)
-        _WAITING.dec(len(moves))
+        self._metrics.waiting.dec(len(moves))
         for _, reason in reasons:
-            _DEAD.labels(reason).inc()
+            self._metrics.dead_letters.labels(reason).inc()
 
     async def close(self) -> None:
         """Finish what was asked for, then close the file and release the directory."""
@@ -221,8 +222,8 @@ class SqliteJournal:
                 for work in group:
                     self._commit([work])
             return
-        _COMMITS.inc()
-        _GROUP.observe(len(group))
+        self._metrics.commits.inc()
+        self._metrics.group_size.observe(len(group))
         for work, result in results:
             work.done.set_result(result)
 
@@ -250,7 +251,7 @@ class SqliteJournal:
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         (size,) = self._connection.execute("PRAGMA page_size").fetchone()
         used = (pages - free) * size
-        _BYTES.set(used)
+        self._metrics.used_bytes.set(used)
         if not self._reserve.exists() and time.monotonic() >= self._next_space_check_s:
             self._next_space_check_s = time.monotonic() + _SPACE_CHECK_INTERVAL_S
             self._keep_reserve()
@@ -312,10 +313,10 @@ def _lock(directory: Path) -> int:
     return lock
 
 
-def _report(recovery: Recovery, directory: Path) -> None:
-    _RECOVERED.labels("interrupted").inc(recovery.interrupted)
-    _RECOVERED.labels("salvaged").inc(recovery.salvaged)
-    _RECOVERED.labels("unreadable").inc(recovery.unreadable)
+def _report(recovery: Recovery, directory: Path, metrics: UsageMetrics) -> None:
+    metrics.recovered.labels("interrupted").inc(recovery.interrupted)
+    metrics.recovered.labels("salvaged").inc(recovery.salvaged)
+    metrics.recovered.labels("unreadable").inc(recovery.unreadable)
     if recovery.interrupted or recovery.waiting:
         _log.info("journal.recovered", interrupted=recovery.interrupted, waiting=recovery.waiting)
     if recovery.set_aside is not None or recovery.unreadable:

@@ -18,16 +18,12 @@ import structlog
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from prometheus_client import Counter, Gauge
 
 from router_service.usage.journal import JournalledEvent, SqliteJournal
+from router_service.usage.metrics import UsageMetrics
 from turnpike.usage.v1 import usage_event_pb2, usage_service_pb2, usage_service_pb2_grpc
 
 _log = structlog.get_logger(__name__)
-
-_SENT = Counter("router_usage_events_sent_total", "Usage events by what became of them", ["disposition"])
-_FAILURES = Counter("router_usage_send_failures_total", "Failed RecordUsage calls", ["code"])
-_BACKOFF = Gauge("router_usage_backoff_seconds", "Present pause after failures")
 
 _DONE = frozenset({usage_service_pb2.RECORD_DISPOSITION_ACCEPTED, usage_service_pb2.RECORD_DISPOSITION_DUPLICATE})
 _BURIED = {
@@ -65,6 +61,7 @@ class UsageSender:
         channel: grpc.aio.Channel,
         *,
         router_id: str,
+        metrics: UsageMetrics,
         settings: SenderSettings = SenderSettings(),
         now_s: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -72,6 +69,7 @@ class UsageSender:
         self._journal = journal
         self._stub = usage_service_pb2_grpc.UsageServiceStub(channel)
         self._router_id = router_id
+        self._metrics = metrics
         self._settings = settings
         self._now_s = now_s
         self._jitter = jitter
@@ -133,7 +131,7 @@ class UsageSender:
             )
             response = await self._stub.RecordUsage(request, timeout=self._settings.call_timeout_s)
         except grpc.aio.AioRpcError as error:
-            _FAILURES.labels(error.code().name).inc()
+            self._metrics.send_failures.labels(error.code().name).inc()
             if self._pace.failures == 0:
                 _log.warning("usage.unreachable", code=error.code().name, waiting_in_batch=len(batch))
             self._slow_down(_retry_after_s(error))
@@ -147,7 +145,7 @@ class UsageSender:
         done: list[int] = []
         buried: list[tuple[int, str]] = []
         for entry, result in zip(batch, response.results, strict=False):
-            _SENT.labels(usage_service_pb2.RecordDisposition.Name(result.disposition).lower()).inc()
+            self._metrics.sent.labels(usage_service_pb2.RecordDisposition.Name(result.disposition).lower()).inc()
             if result.disposition in _DONE:
                 done.append(entry.sequence)
             elif reason := _BURIED.get(result.disposition):
@@ -163,7 +161,7 @@ class UsageSender:
         if self._pace.failures:
             _log.info("usage.reachable_again", after_failures=self._pace.failures)
         self._pace.failures = 0
-        _BACKOFF.set(0)
+        self._metrics.backoff_seconds.set(0)
         self._pace.not_before_s = self._now_s() + response.min_send_interval.ToTimedelta().total_seconds()
 
     def _slow_down(self, at_least_s: float) -> None:
@@ -174,7 +172,7 @@ class UsageSender:
         pause_s = max(at_least_s, ceiling_s * self._jitter())
         self._pace.failures += 1
         self._pace.not_before_s = self._now_s() + pause_s
-        _BACKOFF.set(pause_s)
+        self._metrics.backoff_seconds.set(pause_s)
 
     async def _wait_for_turn(self) -> None:
         pause_s = self._pace.not_before_s - self._now_s()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from prometheus_client import CollectorRegistry
+
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, Funding, TokenUsage, UsageSource
+from router_service.usage.metrics import UsageMetrics
 
 TENANT = UUID("018f3f2e-0000-7000-8000-00000000000a")
 
@@ -38,3 +41,8 @@ def settled_attempt(event_id: UUID, *, output_tokens: int = 5) -> AttemptSettled
         latency_s=0.25,
         time_to_first_token_s=0.1,
     )
+
+
+def journal_metrics() -> UsageMetrics:
+    """Metrics in a registry of their own."""
+    return UsageMetrics(CollectorRegistry())

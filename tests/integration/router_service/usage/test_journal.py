@@ -18,7 +18,7 @@ import uuid_utils.compat
 from router_service.usage.journal import JournalledEvent, SqliteJournal
 from service_runtime.errors import ServiceError
 from service_runtime.startup import StartupError
-from tests.support.attempts import opened_attempt, settled_attempt
+from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2
 
 new_id = uuid_utils.compat.uuid7
@@ -26,7 +26,9 @@ new_id = uuid_utils.compat.uuid7
 
 @asynccontextmanager
 async def opened_journal(directory: Path, *, max_bytes: int = 1 << 30) -> AsyncIterator[SqliteJournal]:
-    journal = SqliteJournal.open(directory, max_bytes=max_bytes, new_epoch=lambda: str(new_id()))
+    journal = SqliteJournal.open(
+        directory, max_bytes=max_bytes, metrics=journal_metrics(), new_epoch=lambda: str(new_id())
+    )
     try:
         yield journal
     finally:
@@ -106,7 +108,7 @@ async def test_events_the_ledger_refuses_are_kept_aside(tmp_path: Path) -> None:
 async def test_a_second_router_on_the_same_journal_is_refused_in_one_line(tmp_path: Path) -> None:
     async with opened_journal(tmp_path):
         with pytest.raises(StartupError, match="belongs to another running router") as refused:
-            SqliteJournal.open(tmp_path, max_bytes=1 << 20, new_epoch=lambda: "e")
+            SqliteJournal.open(tmp_path, max_bytes=1 << 20, metrics=journal_metrics(), new_epoch=lambda: "e")
 
     assert "\n" not in str(refused.value)
 
@@ -198,7 +200,7 @@ KILLED_WRITER = """
 import asyncio, sys, uuid_utils.compat
 from pathlib import Path
 from router_service.usage.journal import SqliteJournal
-from tests.support.attempts import opened_attempt, settled_attempt
+from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 
 async def write(journal):
     while True:
@@ -209,7 +211,7 @@ async def write(journal):
         print("s", event_id, flush=True)
 
 async def main():
-    journal = SqliteJournal.open(Path(sys.argv[1]), max_bytes=1 << 30, new_epoch=lambda: "epoch")
+    journal = SqliteJournal.open(Path(sys.argv[1]), max_bytes=1 << 30, metrics=journal_metrics(), new_epoch=lambda: "epoch")
     await asyncio.gather(*(write(journal) for _ in range(8)))
 
 asyncio.run(main())

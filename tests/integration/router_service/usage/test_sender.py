@@ -12,7 +12,7 @@ import uuid_utils.compat
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.sender import SenderSettings, UsageSender
-from tests.support.attempts import settled_attempt
+from tests.support.attempts import journal_metrics, settled_attempt
 from tests.support.fake_usage_service import FakeUsageService, serving
 from turnpike.usage.v1 import usage_service_pb2
 
@@ -22,7 +22,7 @@ new_id = uuid_utils.compat.uuid7
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
-    opened = SqliteJournal.open(tmp_path, max_bytes=1 << 30, new_epoch=lambda: "epoch-1")
+    opened = SqliteJournal.open(tmp_path, max_bytes=1 << 30, metrics=journal_metrics(), new_epoch=lambda: "epoch-1")
     yield opened
     await opened.close()
 
@@ -30,7 +30,14 @@ async def journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
 @asynccontextmanager
 async def sending(journal: SqliteJournal, target: str) -> AsyncIterator[UsageSender]:
     async with usage_channel(target) as channel:
-        sender = UsageSender(journal, channel, router_id="router-1", settings=QUICK, jitter=lambda: 1.0)
+        sender = UsageSender(
+            journal,
+            channel,
+            router_id="router-1",
+            metrics=journal_metrics(),
+            settings=QUICK,
+            jitter=lambda: 1.0,
+        )
         sender.start()
         yield sender
         await sender.stop(drain_timeout_s=2.0)
