@@ -1,0 +1,55 @@
+"""Tenants: who they are, how their requests are routed, and what may be known of their provider keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from turnpike.router.v1 import tenant_service_pb2
+from turnpike_client.enums import TokenState, TokenVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceConfig:
+    """How a tenant's requests are routed. Empty `preferred_provider`: none; empty `allowed_providers`: all."""
+
+    preferred_provider: str = ""
+    auto_failover: bool = True
+    preferred_models: Mapping[str, str] = field(default_factory=dict)
+    score_weights: Mapping[str, float] = field(default_factory=dict)
+    allowed_providers: tuple[str, ...] = ()
+    allow_system_keys: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderToken:
+    """What may be known of a provider key: never the key. `last4` is empty for short keys."""
+
+    provider: str
+    last4: str
+    fingerprint: str
+    state: TokenState
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant; `config_version` grows by one with every change."""
+
+    id: str
+    name: str
+    config: InferenceConfig
+    provider_tokens: tuple[ProviderToken, ...]
+    config_version: int
+    created_at: datetime
+    updated_at: datetime
+    proto: tenant_service_pb2.Tenant = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVerification:
+    """What a provider said of a key, and why."""
+
+    verdict: TokenVerdict
+    explanation: str

@@ -1,0 +1,299 @@
+"""A ledger in a dictionary, limits as set, and a price book in a list."""
+
+# ruff: noqa: N802, ARG002 - the contract names the methods and what they are given
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, cast
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, status_pb2
+
+from turnpike.usage.v1 import (
+    pricing_service_pb2,
+    pricing_service_pb2_grpc,
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    token_usage_pb2,
+    usage_event_pb2,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
+)
+from turnpike_client.enums import RecordDisposition, to_wire
+from turnpike_client.wire import to_timestamp
+
+_MILLION = Decimal(1_000_000)
+
+
+class FakePricing(pricing_service_pb2_grpc.PricingServiceServicer):
+    """Prices from `prices`; a model that is not there is unpriced."""
+
+    def __init__(self) -> None:
+        self.prices: list[pricing_service_pb2.Price] = []
+
+    def add(self, provider: str, model: str, *, input_usd: str, output_usd: str) -> None:
+        """Set a price in US dollars per million tokens."""
+        self.prices.append(
+            pricing_service_pb2.Price(
+                price_id=f"{provider}/{model}",
+                provider=provider,
+                model=model,
+                input_usd_per_million=input_usd,
+                output_usd_per_million=output_usd,
+                effective_time=to_timestamp(datetime(2026, 1, 1, tzinfo=UTC)),
+                source="test",
+            )
+        )
+
+    def quote(
+        self, provider: str, model: str, prompt_tokens: int, completion_tokens: int
+    ) -> pricing_service_pb2.CalculateCostResponse:
+        """What tokens cost."""
+        price = next((p for p in self.prices if (p.provider, p.model) == (provider, model)), None)
+        if price is None:
+            return pricing_service_pb2.CalculateCostResponse(pricing_state=token_usage_pb2.PRICING_STATE_UNPRICED)
+        prompt = Decimal(price.input_usd_per_million) * prompt_tokens / _MILLION
+        completion = Decimal(price.output_usd_per_million) * completion_tokens / _MILLION
+        return pricing_service_pb2.CalculateCostResponse(
+            cost_usd=f"{prompt + completion:.6f}",
+            input_cost_usd=f"{prompt:.6f}",
+            output_cost_usd=f"{completion:.6f}",
+            pricing_state=token_usage_pb2.PRICING_STATE_PRICED,
+            price=price,
+        )
+
+    async def CalculateCost(
+        self, request: pricing_service_pb2.CalculateCostRequest, context: Any
+    ) -> pricing_service_pb2.CalculateCostResponse:
+        prompt = request.input_tokens + request.cached_read_tokens + request.cached_write_tokens
+        return self.quote(request.provider, request.model, prompt, request.output_tokens + request.reasoning_tokens)
+
+    async def ListPrices(
+        self, request: pricing_service_pb2.ListPricesRequest, context: Any
+    ) -> pricing_service_pb2.ListPricesResponse:
+        prices = [price for price in self.prices if request.provider in ("", price.provider)]
+        page, token = _page(prices, request)
+        return pricing_service_pb2.ListPricesResponse(prices=page, next_page_token=token)
+
+
+class FakeQuota(quota_service_pb2_grpc.QuotaServiceServicer):
+    """Answers `response` as it was set; at first there is no limit."""
+
+    def __init__(self) -> None:
+        self.response = quota_service_pb2.CheckRateLimitStatusResponse(
+            level=quota_service_pb2.LIMIT_LEVEL_HEALTHY, valid_for=Duration(seconds=5)
+        )
+
+    async def CheckRateLimitStatus(
+        self, request: quota_service_pb2.CheckRateLimitStatusRequest, context: Any
+    ) -> quota_service_pb2.CheckRateLimitStatusResponse:
+        return self.response
+
+
+class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
+    """Keeps the first event of each id and adds them up by tenant; windows and filters are passed over.
+
+    `dispositions` overrides what becomes of an event, by its id; "" stands for the next one of any id. The window of
+    every report request stays in `requests`.
+    """
+
+    def __init__(self, pricing: FakePricing) -> None:
+        self.events: dict[str, usage_event_pb2.UsageEvent] = {}
+        self.requests: list[Any] = []
+        self.dispositions: dict[str, RecordDisposition] = {}
+        self._pricing = pricing
+
+    async def RecordUsage(
+        self, request: usage_service_pb2.RecordUsageRequest, context: Any
+    ) -> usage_service_pb2.RecordUsageResponse:
+        self.requests.append(request)
+        return usage_service_pb2.RecordUsageResponse(results=[self._record(event) for event in request.events])
+
+    def _record(self, event: usage_event_pb2.UsageEvent) -> usage_service_pb2.RecordUsageResult:
+        stored = self.events.get(event.event_id)
+        default = RecordDisposition.ACCEPTED
+        if stored is not None:
+            default = RecordDisposition.DUPLICATE if stored == event else RecordDisposition.CONFLICT
+        key = event.event_id if event.event_id in self.dispositions else ""
+        disposition = self.dispositions.pop(key, default)
+        result = usage_service_pb2.RecordUsageResult(
+            event_id=event.event_id, disposition=cast("Any", to_wire(disposition))
+        )
+        if disposition in (RecordDisposition.ACCEPTED, RecordDisposition.DUPLICATE):
+            self.events.setdefault(event.event_id, event)
+            quote = self._quote(event)
+            result.cost_usd, result.pricing_state = quote.cost_usd, quote.pricing_state
+        else:
+            result.error.CopyFrom(status_pb2.Status(code=code_pb2.ABORTED, message="as the test asked"))
+        return result
+
+    async def GetTenantUsageStats(
+        self, request: usage_service_pb2.GetTenantUsageStatsRequest, context: Any
+    ) -> usage_service_pb2.GetTenantUsageStatsResponse:
+        self.requests.append(request)
+        events = self._of(request.tenant_id)
+        groups = _grouped(events, lambda event: (event.provider, event.model))
+        stats = [self._stats(members, *key) for key, members in groups.items()]
+        now = datetime.now(UTC)
+        return usage_service_pb2.GetTenantUsageStatsResponse(
+            stats=sorted(stats, key=lambda entry: -entry.requests),
+            total=self._stats(events, "", ""),
+            start_time=request.start_time if request.HasField("start_time") else to_timestamp(now - timedelta(days=1)),
+            end_time=request.end_time if request.HasField("end_time") else to_timestamp(now),
+        )
+
+    async def ListDailyCosts(
+        self, request: usage_service_pb2.ListDailyCostsRequest, context: Any
+    ) -> usage_service_pb2.ListDailyCostsResponse:
+        self.requests.append(request)
+        groups = _grouped(self._of(request.tenant_id), lambda event: (_day(event), event.provider))
+        costs = [
+            usage_service_pb2.DailyCost(
+                date=day,
+                provider=provider,
+                requests=sum(not event.absorbed for event in members),
+                total_tokens=sum(_total(event) for event in members),
+                cost=self._cost(members),
+            )
+            for (day, provider), members in sorted(groups.items(), reverse=True)
+        ]
+        page, token = _page(costs, request)
+        return usage_service_pb2.ListDailyCostsResponse(costs=page, next_page_token=token)
+
+    async def ListErrors(
+        self, request: usage_service_pb2.ListErrorsRequest, context: Any
+    ) -> usage_service_pb2.ListErrorsResponse:
+        self.requests.append(request)
+        failed = [e for e in self._of(request.tenant_id) if e.status != usage_event_pb2.USAGE_STATUS_SUCCESS]
+        groups = _grouped(failed, lambda event: (event.provider, event.model, event.status, event.error_class))
+        errors = [
+            usage_service_pb2.ErrorSummary(
+                provider=provider,
+                model=model,
+                status=status,
+                error_class=error_class,
+                occurrences=len(members),
+                absorbed=sum(event.absorbed for event in members),
+                first_seen_time=min((_time(event) for event in members), key=Timestamp.ToNanoseconds),
+                last_seen_time=max((_time(event) for event in members), key=Timestamp.ToNanoseconds),
+                cost=self._cost(members),
+                sample_message=members[0].error_message,
+            )
+            for (provider, model, status, error_class), members in groups.items()
+        ]
+        page, token = _page(sorted(errors, key=lambda entry: -entry.occurrences), request)
+        return usage_service_pb2.ListErrorsResponse(errors=page, next_page_token=token)
+
+    async def ListUsageRecords(
+        self, request: usage_service_pb2.ListUsageRecordsRequest, context: Any
+    ) -> usage_service_pb2.ListUsageRecordsResponse:
+        self.requests.append(request)
+        events = [e for e in self._of(request.tenant_id) if request.request_id in ("", e.request_id)]
+        records = []
+        for event in sorted(events, key=lambda event: event.event_id, reverse=True):
+            quote = self._quote(event)
+            records.append(
+                usage_service_pb2.UsageRecord(
+                    event=event,
+                    usage_time=_time(event),
+                    ingest_time=_time(event),
+                    cost_usd=quote.cost_usd,
+                    pricing_state=quote.pricing_state,
+                    price_id=quote.price.price_id,
+                    router_id="fake",
+                )
+            )
+        page, token = _page(records, request)
+        return usage_service_pb2.ListUsageRecordsResponse(records=page, next_page_token=token)
+
+    def _of(self, tenant_id: str) -> list[usage_event_pb2.UsageEvent]:
+        return [event for event in self.events.values() if event.tenant_id == tenant_id]
+
+    def _quote(self, event: usage_event_pb2.UsageEvent) -> pricing_service_pb2.CalculateCostResponse:
+        tokens = event.token_usage
+        prompt = tokens.input_tokens + tokens.cached_read_tokens + tokens.cached_write_tokens
+        return self._pricing.quote(event.provider, event.model, prompt, tokens.output_tokens + tokens.reasoning_tokens)
+
+    def _cost(self, events: Iterable[usage_event_pb2.UsageEvent]) -> usage_service_pb2.CostSummary:
+        summary = usage_service_pb2.CostSummary()
+        known = Decimal(0)
+        for event in events:
+            quote = self._quote(event)
+            if quote.pricing_state == token_usage_pb2.PRICING_STATE_PRICED:
+                known += Decimal(quote.cost_usd)
+            elif _total(event):
+                summary.unpriced_attempts += 1
+                summary.unpriced_tokens += _total(event)
+        summary.cost_usd = summary.exact_usd = f"{known:.12f}"
+        summary.estimated_usd = f"{Decimal(0):.12f}"
+        return summary
+
+    def _stats(
+        self, events: list[usage_event_pb2.UsageEvent], provider: str, model: str
+    ) -> usage_service_pb2.UsageStats:
+        def count(*statuses: usage_event_pb2.UsageStatus.ValueType) -> int:
+            return sum(event.status in statuses for event in events)
+
+        return usage_service_pb2.UsageStats(
+            provider=provider,
+            model=model,
+            requests=sum(not event.absorbed for event in events),
+            attempts=len(events),
+            succeeded=count(usage_event_pb2.USAGE_STATUS_SUCCESS),
+            failed=count(usage_event_pb2.USAGE_STATUS_ERROR, usage_event_pb2.USAGE_STATUS_INTERRUPTED),
+            rate_limited=count(usage_event_pb2.USAGE_STATUS_RATE_LIMIT),
+            cancelled=count(usage_event_pb2.USAGE_STATUS_CANCELLED),
+            absorbed=sum(event.absorbed for event in events),
+            token_usage=_sum(event.token_usage for event in events),
+            total_tokens=sum(_total(event) for event in events),
+            cost=self._cost(events),
+        )
+
+
+def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
+    groups: dict[Any, list[usage_event_pb2.UsageEvent]] = defaultdict(list)
+    for event in events:
+        groups[key(event)].append(event)
+    return groups
+
+
+def _page(items: list[Any], request: Any) -> tuple[list[Any], str]:
+    size = request.page_size or 100
+    start = int(request.page_token or 0)
+    return items[start : start + size], str(start + size) if start + size < len(items) else ""
+
+
+def _sum(usages: Iterable[token_usage_pb2.TokenUsage]) -> token_usage_pb2.TokenUsage:
+    names = [field.name for field in token_usage_pb2.TokenUsage.DESCRIPTOR.fields]
+    total = dict.fromkeys(names, 0)
+    for usage in usages:
+        for name in names:
+            total[name] += getattr(usage, name)
+    return token_usage_pb2.TokenUsage(**total)
+
+
+def _total(event: usage_event_pb2.UsageEvent) -> int:
+    usage = event.token_usage
+    return (
+        usage.input_tokens
+        + usage.output_tokens
+        + usage.cached_read_tokens
+        + usage.cached_write_tokens
+        + usage.reasoning_tokens
+    )
+
+
+def _time(event: usage_event_pb2.UsageEvent) -> Timestamp:
+    """The usage time: the millisecond in the event's id."""
+    stamp = Timestamp()
+    stamp.FromMilliseconds(uuid.UUID(event.event_id).int >> 80)
+    return stamp
+
+
+def _day(event: usage_event_pb2.UsageEvent) -> str:
+    return _time(event).ToDatetime(UTC).date().isoformat()
