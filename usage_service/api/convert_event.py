@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_never
 
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
+from service_runtime.error_codec import to_status
+from service_runtime.errors import Category, FieldViolation, InvalidRequest, ServiceError
 from usage_service.domain.pricing import PricingState, TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
 from usage_service.metering.recording import Disposition, Outcome, Submission
@@ -48,6 +49,19 @@ _DISPOSITION_TO_PROTO: Mapping[Disposition, usage_service_pb2.RecordDisposition.
     Disposition.REJECTED: usage_service_pb2.RECORD_DISPOSITION_REJECTED,
     Disposition.RETRY: usage_service_pb2.RECORD_DISPOSITION_RETRY,
 }
+_NOTHING_CONSUMED,
+}
+_STATUS_FROM_PROTO = {number: status for status, number in STATUS_TO_PROTO.items()}
+_USAGE_SOURCE_FROM_PROTO = {number: source for source, number in USAGE_SOURCE_TO_PROTO.items()}
+_FUNDING_FROM_PROTO = {number: funding for funding, number in FUNDING_TO_PROTO.items()}
+
+_DISPOSITION_TO_PROTO: Mapping[Disposition, usage_service_pb2.RecordDisposition.ValueType] = {
+    Disposition.ACCEPTED: usage_service_pb2.RECORD_DISPOSITION_ACCEPTED,
+    Disposition.DUPLICATE: usage_service_pb2.RECORD_DISPOSITION_DUPLICATE,
+    Disposition.CONFLICT: usage_service_pb2.RECORD_DISPOSITION_CONFLICT,
+    Disposition.REJECTED: usage_service_pb2.RECORD_DISPOSITION_REJECTED,
+    Disposition.RETRY: usage_service_pb2.RECORD_DISPOSITION_RETRY,
+}
 # Code and reason of the status that goes with an event that was not stored.
 _ERRORS: Mapping[Disposition, tuple[int, str]] = {
     Disposition.CONFLICT: (code_pb2.ALREADY_EXISTS, "EVENT_CONFLICT"),
@@ -73,30 +87,29 @@ def result_to_proto(event_id: str, index: int, outcome: Outcome) -> usage_servic
         result.cost_usd = f"{outcome.cost_usd:.12f}"
     if outcome.pricing_state is not None:
         result.pricing_state = PRICING_STATE_TO_PROTO[outcome.pricing_state]
-    if outcome.disposition in _ERRORS:
-        result.error.CopyFrom(_error_to_proto(index, outcome))
+    error = _error(index, outcome)
+    if error is not None:
+        result.error.CopyFrom(to_status(error))
     return result
 
 
-def _error_to_proto(index: int, outcome: Outcome) -> status_pb2.Status:
-    code, reason = _ERRORS[outcome.disposition]
-    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain=_ERROR_DOMAIN))]
-    if outcome.disposition is Disposition.REJECTED:
-        bad_request = error_details_pb2.BadRequest()
-        for violation in outcome.violations:
-            bad_request.field_violations.add(
-                field=f"events[{index}].{violation.field}", description=violation.description
+def _error(index: int, outcome: Outcome) -> ServiceError | None:
+    """Why the event was not stored, or None when it is."""
+    match outcome.disposition:
+        case Disposition.ACCEPTED | Disposition.DUPLICATE:
+            return None
+        case Disposition.CONFLICT:
+            return ServiceError(Category.ALREADY_EXISTS, "EVENT_CONFLICT", outcome.reason)
+        case Disposition.RETRY:
+            return ServiceError(Category.ABORTED, "EVENT_NOT_STORED", outcome.reason)
+        case Disposition.REJECTED if outcome.violations:
+            return InvalidRequest(
+                [FieldViolation(f"events[{index}].{each.field}", each.description) for each in outcome.violations]
             )
-        if not outcome.violations:
-            bad_request.field_violations.add(field=f"events[{index}]", description=outcome.reason)
-        details.append(_packed(bad_request))
-    return status_pb2.Status(code=code, message=outcome.reason, details=details)
-
-
-def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(detail)
-    return packed
+        case Disposition.REJECTED:
+            return InvalidRequest.at(f"events[{index}]", outcome.reason)
+        case _:
+            assert_never(outcome.disposition)
 
 
 def _reported_from_proto(event: usage_event_pb2.UsageEvent) -> ReportedEvent:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
+from service_runtime.metrics import Metrics
 from usage_service.metering.recording import Disposition
 
 
 class PrometheusRecordingMetrics:
-    """Counters of the ledger's write side, in one registry."""
+    """Counters of the ledger's write side."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._events = Counter(
-            "usage_events", "Usage events by what became of them.", ["disposition"], registry=registry
-        )
-        self._unpriced = Counter(
-            "usage_events_unpriced", "Stored events whose price is unknown.", ["provider"], registry=registry
-        )
-        self._batch_s = Histogram(
-            "usage_ingest_seconds",
-            "From the arrival of a batch to its commit.",
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-            registry=registry,
-        )
-        self._batches = Gauge("usage_ingest_batches", "Batches being stored or waiting for it.", registry=registry)
+    def __init__(self, metrics: Metrics) -> None:
+        self._events = metrics.counter("usage_events", "Usage events by what became of them.", ["disposition"])
+        self._unpriced = metrics.counter("usage_events_unpriced", "Stored events without a known price.", ["provider"])
+        self._batch_s = metrics.histogram("usage_ingest_seconds", "From a batch's arrival to its commit.")
+        self._batches = metrics.gauge("usage_ingest_batches", "Batches being stored or waiting for it.")
         # A series that exists from the start: an alert on its increase then sees the first event too.
         self._by_disposition = {
             disposition: self._events.labels(disposition=disposition.value) for disposition in Disposition

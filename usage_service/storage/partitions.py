@@ -65,7 +65,7 @@ class Partitions:
     async def drop_before(self, oldest_kept: datetime) -> list[date]:
         """Drop the weeks that end at or before `oldest_kept`; returns their Mondays.
 
-        A week whose table is in use for longer than 2 seconds stays for the next time.
+        A week whose table is in use for longer than a second stays for the next time.
         """
         dropped: list[date] = []
         async with self._changing, self._postgres.acquire() as connection:
@@ -87,12 +87,6 @@ class Partitions:
     def forget(self) -> None:
         """Ask the database again at the next `cover`."""
         self._known = frozenset()
-
-    async def prune_rollups(self, *, minutes_before: datetime, hours_before: datetime) -> None:
-        """Delete minute and hour rollups whose bucket is older than these; days are kept for good."""
-        async with self._postgres.acquire() as connection:
-            await connection.execute(_QUERIES["prune_minutes"], minutes_before)
-            await connection.execute(_QUERIES["prune_hours"], hours_before)
 
 
 async def _existing(connection: Connection) -> set[date]:

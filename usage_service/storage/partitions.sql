@@ -25,12 +25,4 @@ DROP TABLE {name}
 
 -- name: limit_lock_wait
 -- Give up soon on a table lock: whoever waits for one holds up all traffic behind it.
-SET LOCAL lock_timeout = '2s'
-
--- name: prune_minutes
--- Drop minute rollups that no report reads any more.
-DELETE FROM usage_rollup_minute WHERE bucket < $1
-
--- name: prune_hours
--- Drop hour rollups that no report reads any more.
-DELETE FROM usage_rollup_hour WHERE bucket < $1
+SET LOCAL lock_timeout = '1s'

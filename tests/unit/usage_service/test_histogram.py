@@ -20,36 +20,36 @@ DURATIONS_MS = st.integers(min_value=0, max_value=2**22)
 MEASURED_MS = st.integers(min_value=1, max_value=2**20 - 1)
 
 
-def test_a_bucket_is_an_eighth_of_a_doubling():
+def test_a_bucket_is_an_eighth_of_a_doubling() -> None:
     assert [bucket_of(ms) for ms in (0, 1, 2, 4, 1024, 2**19, 2**20, 2**31 - 1)] == [0, 0, 8, 16, 80, 152, 159, 159]
 
 
 @given(st.integers(min_value=1, max_value=2**20 - 1))
-def test_a_bucket_holds_exactly_the_durations_between_its_bounds(duration_ms):
+def test_a_bucket_holds_exactly_the_durations_between_its_bounds(duration_ms: int) -> None:
     bucket = bucket_of(duration_ms)
 
     # 2^(b/8) <= d < 2^((b+1)/8), in integers so that nothing is rounded
     assert 2**bucket <= duration_ms**8 < 2 ** (bucket + 1)
 
 
-def test_the_lower_bounds_are_the_smallest_whole_milliseconds_of_their_buckets():
+def test_the_lower_bounds_are_the_smallest_whole_milliseconds_of_their_buckets() -> None:
     for bucket, bound in enumerate(LOWER_BOUNDS_MS, start=1):
         assert bound**8 >= 2**bucket
         assert (bound - 1) ** 8 < 2**bucket
 
 
-def test_absent_durations_are_not_counted_and_trailing_zeros_are_left_out():
+def test_absent_durations_are_not_counted_and_trailing_zeros_are_left_out() -> None:
     assert count([None, 1, None, 2]) == (1, 0, 0, 0, 0, 0, 0, 0, 1)
     assert count([None]) == ()
 
 
 @given(st.lists(DURATIONS_MS), st.lists(DURATIONS_MS))
-def test_the_histogram_of_two_lots_is_the_sum_of_their_histograms(one, other):
+def test_the_histogram_of_two_lots_is_the_sum_of_their_histograms(one: list[int], other: list[int]) -> None:
     assert add(count(one), count(other)) == count(one + other)
 
 
 @given(st.lists(MEASURED_MS, min_size=1), st.floats(min_value=0, max_value=1))
-def test_a_percentile_is_within_the_stated_error(durations_ms, ratio):
+def test_a_percentile_is_within_the_stated_error(durations_ms: list[int], ratio: float) -> None:
     exact = sorted(durations_ms)[max(1, math.ceil(ratio * len(durations_ms))) - 1]
 
     answer = percentile_ms(count(durations_ms), ratio)
@@ -58,15 +58,15 @@ def test_a_percentile_is_within_the_stated_error(durations_ms, ratio):
     assert abs(answer - exact) <= RELATIVE_ERROR_BOUND * exact * (1 + 1e-9)
 
 
-def test_the_stated_error_is_below_the_target():
+def test_the_stated_error_is_below_the_target() -> None:
     assert RELATIVE_ERROR_BOUND < 0.044
-    assert BUCKET_COUNT == len(LOWER_BOUNDS_MS) + 1
+    assert len(LOWER_BOUNDS_MS) + 1 == BUCKET_COUNT
 
 
-def test_an_empty_histogram_has_no_percentiles():
+def test_an_empty_histogram_has_no_percentiles() -> None:
     assert percentile_ms((), 0.5) is None
 
 
-def test_a_ratio_beyond_one_is_refused():
+def test_a_ratio_beyond_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"99\.0 is not between"):
         percentile_ms((1,), 99.0)

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,20 +17,20 @@ NOW = datetime(2026, 11, 20, 12, 30, 15, 250_000, tzinfo=UTC)
 RULES = EventRules()
 
 
-def violated(**overrides):
+def violated(**overrides: Any) -> list[str]:
     """The fields that are found bad when these are overridden."""
     verdict = validate(reported_event(NOW, **overrides), RULES, NOW)
     assert isinstance(verdict, tuple)
     return [violation.field for violation in verdict]
 
 
-def accepted(**overrides):
+def accepted(**overrides: Any) -> UsageEvent:
     verdict = validate(reported_event(NOW, **overrides), RULES, NOW)
     assert isinstance(verdict, UsageEvent), verdict
     return verdict
 
 
-def test_the_usage_time_is_the_millisecond_in_the_id():
+def test_the_usage_time_is_the_millisecond_in_the_id() -> None:
     event = accepted()
 
     assert event.used_at == NOW
@@ -37,16 +38,16 @@ def test_the_usage_time_is_the_millisecond_in_the_id():
 
 
 @pytest.mark.parametrize("age", [timedelta(days=35), timedelta(0), timedelta(minutes=-5)])
-def test_an_event_inside_the_window_is_accepted(age):
+def test_an_event_inside_the_window_is_accepted(age: timedelta) -> None:
     assert accepted(event_id=str(event_id_at(NOW - age))).used_at == NOW - age
 
 
 @pytest.mark.parametrize("age", [timedelta(days=35, milliseconds=1), timedelta(minutes=-5, milliseconds=-1)])
-def test_an_event_outside_the_window_is_refused(age):
+def test_an_event_outside_the_window_is_refused(age: timedelta) -> None:
     assert violated(event_id=str(event_id_at(NOW - age))) == ["event_id"]
 
 
-def test_the_last_moment_that_48_bits_can_say_is_refused_like_any_other():
+def test_the_last_moment_that_48_bits_can_say_is_refused_like_any_other() -> None:
     assert violated(event_id="ffffffff-ffff-7fff-bfff-ffffffffffff") == ["event_id"]
 
 
@@ -64,24 +65,24 @@ def test_the_last_moment_that_48_bits_can_say_is_refused_like_any_other():
         "0190163d-8694-739b-aea5-966c26f8a_91",  # int() would take the underscore
     ],
 )
-def test_an_event_id_that_is_not_a_plain_uuid_v7_is_refused(text):
+def test_an_event_id_that_is_not_a_plain_uuid_v7_is_refused(text: str) -> None:
     assert violated(event_id=text) == ["event_id"]
 
 
-def test_ids_in_capitals_are_the_same_ids():
+def test_ids_in_capitals_are_the_same_ids() -> None:
     lower = accepted()
 
     assert accepted(event_id=lower.reported.event_id.upper()).event_id == lower.event_id
 
 
 @pytest.mark.parametrize("field", ["tenant_id", "request_id"])
-def test_other_ids_may_be_any_uuid_and_nothing_else(field):
+def test_other_ids_may_be_any_uuid_and_nothing_else(field: str) -> None:
     assert violated(**{field: "acme"}) == [field]
     accepted(**{field: "123e4567-e89b-42d3-a456-426614174000"})
 
 
 @pytest.mark.parametrize("name", ["input_tokens", "output_tokens", "cached_read_tokens", "reasoning_tokens"])
-def test_tokens_lie_between_zero_and_a_trillion(name):
+def test_tokens_lie_between_zero_and_a_trillion(name: str) -> None:
     accepted(tokens=TokenCounts(**{name: 10**12}))
     assert violated(tokens=TokenCounts(**{name: 10**12 + 1})) == [f"token_usage.{name}"]
     assert violated(tokens=TokenCounts(**{name: -1})) == [f"token_usage.{name}"]
@@ -99,13 +100,13 @@ def test_tokens_lie_between_zero_and_a_trillion(name):
         ("decision", 2000),
     ],
 )
-def test_texts_have_a_longest_length_and_no_nul(field, most):
+def test_texts_have_a_longest_length_and_no_nul(field: str, most: int) -> None:
     accepted(**{field: "ü" * most})
     assert violated(**{field: "x" * (most + 1)}) == [field]
     assert violated(**{field: "a\x00b"}) == [field]
 
 
-def test_labels_are_bounded_in_number_key_and_value():
+def test_labels_are_bounded_in_number_key_and_value() -> None:
     accepted(labels={f"{n:064}": "v" * 256 for n in range(16)})
     assert violated(labels={str(n): "" for n in range(17)}) == ["labels"]
     assert violated(labels={"k" * 65: ""}) == [f"labels['{'k' * 64}']"]
@@ -114,19 +115,19 @@ def test_labels_are_bounded_in_number_key_and_value():
     assert violated(labels={"": "v"}) == ["labels"]
 
 
-def test_a_provider_must_be_known():
+def test_a_provider_must_be_known() -> None:
     assert violated(provider="acme") == ["provider"]
     rules = EventRules(providers=RULES.providers | {"acme"})
     assert isinstance(validate(reported_event(NOW, provider="acme"), rules, NOW), UsageEvent)
 
 
-def test_a_model_is_needed_unless_turnpike_itself_refused():
+def test_a_model_is_needed_unless_turnpike_itself_refused() -> None:
     assert violated(model="") == ["model"]
     accepted(model="", provider="turnpike")
 
 
 @pytest.mark.parametrize("field", ["status", "usage_source", "funding"])
-def test_an_enum_value_that_is_missing_or_unknown_is_refused(field):
+def test_an_enum_value_that_is_missing_or_unknown_is_refused(field: str) -> None:
     assert violated(**{field: None}) == [field]
 
 
@@ -140,31 +141,36 @@ def test_an_enum_value_that_is_missing_or_unknown_is_refused(field):
         ("999999999999.999999999999", "999999999999.999999999999"),
     ],
 )
-def test_a_providers_own_cost_is_read_exactly(text, amount):
+def test_a_providers_own_cost_is_read_exactly(text: str, amount: str) -> None:
     assert accepted(provider_reported_cost_usd=text).provider_cost_usd == Decimal(amount)
 
 
-@pytest.mark.parametrize("text", ["-1", "NaN", "Infinity", "1,5", "$1", "1e13", "9" * 31, "٣", " 1", "1e"])  # noqa: RUF001
-def test_a_providers_own_cost_must_be_a_plain_amount(text):
+@pytest.mark.parametrize("text", ["-1", "NaN", "Infinity", "1,5", "$1", "1e13", "9" * 31, "٣", " 1", "1e"])
+def test_a_providers_own_cost_must_be_a_plain_amount(text: str) -> None:
     assert violated(provider_reported_cost_usd=text) == ["provider_reported_cost_usd"]
 
 
-def test_no_cost_of_the_providers_own_is_none_and_not_zero():
+def test_no_cost_of_the_providers_own_is_none_and_not_zero() -> None:
     assert accepted(provider_reported_cost_usd="").provider_cost_usd is None
 
 
-def test_durations_may_be_absent_and_are_bounded():
+def test_durations_may_be_absent_and_are_bounded() -> None:
     accepted(latency_ms=None, first_token_ms=None)
     assert violated(latency_ms=-1) == ["latency"]
     assert violated(first_token_ms=8 * 24 * 3_600_000) == ["time_to_first_token"]
 
 
-def test_everything_that_is_wrong_is_named_at_once():
-    assert violated(event_id="", attempt=0, provider="acme", status=None) == ["event_id", "provider", "attempt", "status"]
+def test_everything_that_is_wrong_is_named_at_once() -> None:
+    assert violated(event_id="", attempt=0, provider="acme", status=None) == [
+        "event_id",
+        "provider",
+        "attempt",
+        "status",
+    ]
 
 
 @given(st.text(max_size=300), st.integers(), st.dictionaries(st.text(max_size=80), st.text(max_size=300), max_size=20))
-def test_whatever_comes_is_either_accepted_or_explained(text, number, labels):
+def test_whatever_comes_is_either_accepted_or_explained(text: str, number: int, labels: dict[str, str]) -> None:
     verdict = validate(
         reported_event(
             NOW,

@@ -7,11 +7,11 @@ from usage_service.settings import UsageSettings
 
 
 @pytest.fixture(autouse=True)
-def database(monkeypatch):
+def database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_DATABASE_URL", "postgresql://nowhere/ledger")
 
 
-def test_providers_of_the_operator_stand_beside_the_catalogues(monkeypatch):
+def test_providers_of_the_operator_stand_beside_the_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_EXTRA_PROVIDERS", "acme, Initech,")
 
     providers = load_settings(UsageSettings).providers
@@ -19,14 +19,14 @@ def test_providers_of_the_operator_stand_beside_the_catalogues(monkeypatch):
     assert {"acme", "initech", "groq", "turnpike"} <= providers
 
 
-def test_rows_are_not_dropped_while_their_events_may_still_be_resent(monkeypatch):
+def test_rows_are_not_dropped_while_their_events_may_still_be_resent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_RAW_RETENTION_DAYS", "41")
 
     with pytest.raises(SettingsError, match="42"):
         load_settings(UsageSettings)
 
 
-def test_rows_may_be_kept_for_good(monkeypatch):
+def test_rows_may_be_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_RAW_RETENTION_DAYS", "0")
 
     assert load_settings(UsageSettings).raw_retention_days == 0

@@ -1,0 +1,219 @@
+"""The ledger against a model of it in plain Python: any events, in any order, in any batches (U3, U5)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service_runtime.embedded_postgres import EmbeddedPostgres
+from tests.support.ledger import ledger_on
+from tests.support.postgres import dsn_of
+from tests.support.usage_events import OTHER_TENANT, TENANT, event_id_at, reported_event, submission
+from usage_service.domain import histogram
+from usage_service.domain.pricing import TokenCounts
+from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
+from usage_service.metering.recording import Batch
+from usage_service.storage import events as events_module
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Rollup = dict[tuple[Any, ...], list[Any]]
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+# Dollars per million tokens, input and output, of what the events below use; None is unpriced.
+PRICES = {
+    ("groq", "llama-3.3-70b-versatile"): ("0.59", "0.79"),
+    ("openrouter", "deepseek/deepseek-r1"): ("0.55", "2.19"),
+    ("llm7", "unheard-of"): None,
+    ("local", "anything"): ("0", "0"),
+}
+GRAINS = {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(days=1)}
+SUMS = (
+    "attempts", "input_tokens", "output_tokens", "cached_read_tokens", "cached_write_tokens", "reasoning_tokens",
+    "cost_usd", "provider_cost_usd", "unpriced_attempts", "unpriced_tokens", "latency_count", "latency_sum_ms",
+    "first_token_count", "first_token_sum_ms",
+)  # fmt: skip
+
+
+@st.composite
+def usage_events(draw: st.DrawFn) -> list[ReportedEvent]:
+    """A handful of events close enough in time and labels to meet in the same rollup rows."""
+    found: list[ReportedEvent] = []
+    for number in range(draw(st.integers(1, 12))):
+        provider, model = draw(st.sampled_from(sorted(PRICES)))
+        age_ms = draw(st.sampled_from([0, 1, 59_999, 60_000, 3_600_000, 86_400_000, 9 * 86_400_000]))
+        tokens = draw(
+            st.builds(
+                TokenCounts,
+                st.integers(0, 10**6),
+                st.integers(0, 10**6),
+                st.sampled_from([0, 10**12]),
+                st.integers(0, 9),
+                st.integers(0, 9),
+            )
+            | st.just(TokenCounts())
+        )
+        found.append(
+            reported_event(
+                NOW,
+                event_id=str(event_id_at(NOW - timedelta(milliseconds=age_ms), number)),
+                tenant_id=draw(st.sampled_from([TENANT, OTHER_TENANT])),
+                provider=provider,
+                model=model,
+                status=draw(st.sampled_from(AttemptStatus)),
+                error_class=draw(st.sampled_from(["", "overloaded"])),
+                absorbed=draw(st.booleans()),
+                funding=draw(st.sampled_from(Funding)),
+                usage_source=draw(st.sampled_from(UsageSource)),
+                tokens=tokens,
+                latency_ms=draw(st.none() | st.integers(0, 2_000_000)),
+                first_token_ms=draw(st.none() | st.integers(0, 5_000)),
+                provider_reported_cost_usd=draw(st.sampled_from(["", "0.000000000001", "12.5"])),
+            )
+        )
+    return found
+
+
+def bucket_start(used_at: datetime, grain: timedelta) -> datetime:
+    epoch = datetime(2000, 1, 1, tzinfo=UTC)
+    return epoch + (used_at - epoch) // grain * grain
+
+
+def cost_usd(event: ReportedEvent) -> Fraction | None:
+    """The exact cost, None when unpriced; by fractions, so that nothing is shared with the code under test."""
+    tokens = event.tokens
+    prompt = tokens.input_tokens + tokens.cached_read_tokens + tokens.cached_write_tokens
+    completion = tokens.output_tokens + tokens.reasoning_tokens
+    if prompt + completion == 0:
+        return Fraction(0)
+    price = PRICES[event.provider, event.model]
+    return None if price is None else (prompt * Fraction(price[0]) + completion * Fraction(price[1])) / 1_000_000
+
+
+def expected_rollup(events: list[ReportedEvent], grain: timedelta) -> Rollup:
+    rows: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(
+        lambda: dict.fromkeys(SUMS, 0) | {"latencies": [], "first_tokens": []}
+    )
+    for event in events:
+        used_at = datetime.fromtimestamp(int(event.event_id.replace("-", "")[:12], 16) / 1000, tz=UTC)
+        key = (
+            event.tenant_id, bucket_start(used_at, grain), event.provider, event.model, str(event.status),
+            event.error_class, str(event.funding), event.absorbed, str(event.usage_source),
+        )  # fmt: skip
+        row, tokens, cost = rows[key], event.tokens, cost_usd(event)
+        row["attempts"] += 1
+        for name in SUMS[1:6]:
+            row[name] += getattr(tokens, name)
+        row["cost_usd"] += cost or 0
+        row["provider_cost_usd"] += Fraction(event.provider_reported_cost_usd or 0)
+        row["unpriced_attempts"] += cost is None
+        row["unpriced_tokens"] += tokens.total_tokens if cost is None else 0
+        row["latencies"].append(event.latency_ms)
+        row["first_tokens"].append(event.first_token_ms)
+        row["latency_count"] += event.latency_ms is not None
+        row["latency_sum_ms"] += event.latency_ms or 0
+        row["first_token_count"] += event.first_token_ms is not None
+        row["first_token_sum_ms"] += event.first_token_ms or 0
+    return {
+        key: [row[name] for name in SUMS] + [histogram.count(row["latencies"]), histogram.count(row["first_tokens"])]
+        for key, row in rows.items()
+    }
+
+
+async def stored_rollup(connection: Connection, name: str) -> Rollup:
+    rows = await connection.fetch(f"SELECT * FROM usage_rollup_{name}")
+    return {
+        (
+            str(row["tenant_id"]), row["bucket"], row["provider"], row["model_name"], row["status"],
+            row["error_class"], row["funding"], row["absorbed"], row["usage_source"],
+        ): [Fraction(row[column]) for column in SUMS]
+        + [tuple(row["latency_histogram"]), tuple(row["first_token_histogram"])]
+        for row in rows
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ledger_dsn(postgres_server: EmbeddedPostgres, ledger_template: str) -> str:
+    async def create() -> None:
+        connection = await asyncpg.connect(dsn_of(postgres_server, "postgres"))
+        await connection.execute(f"CREATE DATABASE ledger_model TEMPLATE {ledger_template}")
+        await connection.close()
+
+    asyncio.run(create())
+    return dsn_of(postgres_server, "ledger_model")
+
+
+@pytest.mark.parametrize("copy_from_rows", [1, 1_000], ids=["by COPY", "by arrays"])
+def test_the_tables_equal_a_model_whatever_the_order_and_the_batches(
+    ledger_dsn: str, copy_from_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "COPY_FROM_ROWS", copy_from_rows)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(usage_events(), st.randoms(use_true_random=False), st.integers(1, 12))
+    def holds(events: list[ReportedEvent], chance: random.Random, batch_size: int) -> None:
+        asyncio.run(check(ledger_dsn, events, chance, batch_size))
+
+    holds()
+
+
+async def check(dsn: str, events: list[ReportedEvent], chance: random.Random, batch_size: int) -> None:
+    # Every event is sent two or three times, shuffled, cut into batches; half of the batches go out together.
+    sent = events * chance.choice([2, 3])
+    chance.shuffle(sent)
+    batches = [
+        Batch("router-1", "", [submission(event) for event in sent[start : start + batch_size]])
+        for start in range(0, len(sent), batch_size)
+    ]
+    async with ledger_on(dsn, now=lambda: NOW) as ledger:
+        await ledger.connection.execute(
+            "TRUNCATE model_usage_stats, usage_rollup_minute, usage_rollup_hour, usage_rollup_day"
+        )
+        middle = len(batches) // 2
+        await asyncio.gather(*(ledger.recorder.record(each) for each in batches[:middle]))
+        for each in batches[middle:]:
+            await ledger.recorder.record(each)
+
+        rows = await ledger.connection.fetch("SELECT id, total_tokens, estimated_cost_usd FROM model_usage_stats")
+        assert {str(row["id"]): (row["total_tokens"], row["estimated_cost_usd"]) for row in rows} == {
+            event.event_id: (event.tokens.total_tokens, as_decimal(cost_usd(event))) for event in events
+        }
+        assert len(rows) == len(events)
+        for name, grain in GRAINS.items():
+            assert await stored_rollup(ledger.connection, name) == expected_rollup(events, grain)
+
+
+def as_decimal(cost: Fraction | None) -> Decimal | None:
+    return None if cost is None else Decimal(cost.numerator) / Decimal(cost.denominator)
+
+
+async def test_the_databases_histograms_equal_the_pure_ones(ledger_database: str) -> None:
+    edges = [bound + step for bound in histogram.LOWER_BOUNDS_MS for step in (-1, 0, 1)] + [0, 2**31 - 1]
+    connection = await asyncpg.connect(ledger_database)
+    try:
+        buckets = await connection.fetch("SELECT d, hist_bucket(d) AS b FROM unnest($1::integer[]) AS t (d)", edges)
+        counted = await connection.fetchval(
+            "SELECT hist_count(hist_bucket(d)) FROM unnest($1::integer[]) AS t (d)", [*edges, None]
+        )
+        summed = await connection.fetchval(
+            "SELECT hist_sum(h) FROM (SELECT hist_count(hist_bucket(d)) AS h"
+            " FROM unnest($1::integer[]) AS t (d) GROUP BY d % 7) AS parts",
+            edges,
+        )
+        nothing = await connection.fetchval("SELECT hist_count(hist_bucket(NULL))")
+    finally:
+        await connection.close()
+
+    assert {row["d"]: row["b"] for row in buckets} == {d: histogram.bucket_of(d) for d in edges}
+    assert tuple(counted) == tuple(summed) == histogram.count(edges)
+    assert nothing == []
