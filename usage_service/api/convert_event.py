@@ -7,9 +7,9 @@ from typing import assert_never
 
 from google.protobuf.duration_pb2 import Duration
 
-from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 from service_runtime.error_codec import to_status
 from service_runtime.errors import Category, FieldViolation, InvalidRequest, ServiceError
+from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 from usage_service.domain.pricing import PricingState, TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
 from usage_service.metering.recording import Disposition, Outcome, Submission
@@ -49,27 +49,6 @@ _DISPOSITION_TO_PROTO: Mapping[Disposition, usage_service_pb2.RecordDisposition.
     Disposition.REJECTED: usage_service_pb2.RECORD_DISPOSITION_REJECTED,
     Disposition.RETRY: usage_service_pb2.RECORD_DISPOSITION_RETRY,
 }
-_NOTHING_CONSUMED,
-}
-_STATUS_FROM_PROTO = {number: status for status, number in STATUS_TO_PROTO.items()}
-_USAGE_SOURCE_FROM_PROTO = {number: source for source, number in USAGE_SOURCE_TO_PROTO.items()}
-_FUNDING_FROM_PROTO = {number: funding for funding, number in FUNDING_TO_PROTO.items()}
-
-_DISPOSITION_TO_PROTO: Mapping[Disposition, usage_service_pb2.RecordDisposition.ValueType] = {
-    Disposition.ACCEPTED: usage_service_pb2.RECORD_DISPOSITION_ACCEPTED,
-    Disposition.DUPLICATE: usage_service_pb2.RECORD_DISPOSITION_DUPLICATE,
-    Disposition.CONFLICT: usage_service_pb2.RECORD_DISPOSITION_CONFLICT,
-    Disposition.REJECTED: usage_service_pb2.RECORD_DISPOSITION_REJECTED,
-    Disposition.RETRY: usage_service_pb2.RECORD_DISPOSITION_RETRY,
-}
-# Code and reason of the status that goes with an event that was not stored.
-_ERRORS: Mapping[Disposition, tuple[int, str]] = {
-    Disposition.CONFLICT: (code_pb2.ALREADY_EXISTS, "EVENT_CONFLICT"),
-    Disposition.REJECTED: (code_pb2.INVALID_ARGUMENT, "EVENT_REJECTED"),
-    Disposition.RETRY: (code_pb2.ABORTED, "EVENT_NOT_STORED"),
-}
-
-_ERROR_DOMAIN = "turnpike"
 _NOTHING = TokenCounts()
 
 
@@ -102,12 +81,11 @@ def _error(index: int, outcome: Outcome) -> ServiceError | None:
             return ServiceError(Category.ALREADY_EXISTS, "EVENT_CONFLICT", outcome.reason)
         case Disposition.RETRY:
             return ServiceError(Category.ABORTED, "EVENT_NOT_STORED", outcome.reason)
-        case Disposition.REJECTED if outcome.violations:
+        case Disposition.REJECTED:
             return InvalidRequest(
                 [FieldViolation(f"events[{index}].{each.field}", each.description) for each in outcome.violations]
+                or [FieldViolation(f"events[{index}]", outcome.reason)]
             )
-        case Disposition.REJECTED:
-            return InvalidRequest.at(f"events[{index}]", outcome.reason)
         case _:
             assert_never(outcome.disposition)
 
