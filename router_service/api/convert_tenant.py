@@ -23,7 +23,8 @@ from turnpike.router.v1 import tenant_service_pb2 as pb
 
 MAX_NAME = 200
 _MAX_ENTRIES = 64
-_KEY_RULE = "must be 8 to 512 printable ASCII characters"
+_MAX_VIOLATIONS = 50  # an answer is not to be larger than its request
+_KEY_RULE = "must be a provider's key: 8 to 512 printable ASCII characters, not in Turnpike's sealed form"
 _CONFIG_FIELDS = tuple(field.name for field in pb.InferenceConfig.DESCRIPTOR.fields)
 
 
@@ -39,7 +40,7 @@ class Checker:
     def done(self) -> None:
         """Raise InvalidRequest if anything was refused."""
         if self._violations:
-            raise InvalidRequest(self._violations)
+            raise InvalidRequest(self._violations[:_MAX_VIOLATIONS])
 
     def uuid(self, field: str, text: str) -> UUID | None:
         try:
@@ -53,16 +54,20 @@ class Checker:
             self.refuse(field, f"is required: 1 to {limit} characters")
         elif len(text) > limit:
             self.refuse(field, f"must be at most {limit} characters, not {len(text)}")
-        elif "\x00" in text:
-            self.refuse(field, "must not hold the NUL character")
+        elif not text.strip().isprintable():
+            self.refuse(field, "must not hold control characters or line breaks")
         return text.strip()
 
-    def provider(self, field: str, text: str, names: ProviderNames) -> str:
-        """The catalogue name; an empty text when it was refused."""
+    def provider(self, field: str, text: str, names: ProviderNames, *, beside_a_key: bool = False) -> str:
+        """The catalogue name; an empty text when it was refused.
+
+        `beside_a_key` keeps the text out of the refusal: people swap a key and its provider.
+        """
         name = names.normalise(text)
         if name is None:
+            subject = "this" if beside_a_key else repr(text[:50])
             known = ", ".join(names.known())
-            self.refuse(field, f"{text[:50]!r} is no provider; there are {known}" if text else "is required")
+            self.refuse(field, f"{subject} is no provider; there are {known}" if text else "is required")
         return name or ""
 
 
@@ -93,11 +98,15 @@ def new_tenant_from_proto(request: pb.CreateTenantRequest, names: ProviderNames)
     config = _config_from_proto(request.inference_config, names, checker)
     tokens: dict[str, Secret] = {}
     for written, text in request.provider_tokens.items():
-        path = f"provider_tokens[{written[:50]!r}]"
-        provider, secret = checker.provider(path, written, names), checked_token(text)
+        provider = checker.provider("provider_tokens", written, names, beside_a_key=True)
+        if not provider:
+            continue
+        path, secret = f"provider_tokens[{provider!r}]", checked_token(text)
         if secret is None:
             checker.refuse(path, _KEY_RULE)
-        elif provider:
+        elif provider in tokens:
+            checker.refuse(path, "is there twice, under two spellings")
+        else:
             tokens[provider] = secret
     checker.done()
     return NewTenant(tenant_id, name, config, tokens)
@@ -116,7 +125,7 @@ def new_token_from_proto(request: pb.SetProviderTokenRequest, names: ProviderNam
     """Raises InvalidRequest; the token is never quoted."""
     checker = Checker()
     tenant_id = checker.uuid("tenant_id", request.tenant_id)
-    provider = checker.provider("provider", request.provider, names)
+    provider = checker.provider("provider", request.provider, names, beside_a_key=True)
     secret = checked_token(request.token)
     if secret is None:
         checker.refuse("token", _KEY_RULE)
@@ -177,7 +186,7 @@ def _stored_config(row: TenantRow) -> dict[str, object]:
     """The configuration as it stands; a broken one counts as empty, so that an update can mend it."""
     try:
         value = json.loads(row.inference_config)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

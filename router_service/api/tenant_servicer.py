@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -25,12 +25,13 @@ from router_service.domain.catalog import ProviderNames, ProviderSpec
 from router_service.routing.ports import KeyVerdict, Provider
 from router_service.tenants.cache import TenantCache
 from router_service.tenants.rows import ParsedTenant
-from router_service.tenants.store import TenantStore, unknown_tenant
-from service_runtime.errors import InvalidRequest
+from router_service.tenants.store import TenantEntry, TenantStore, unknown_tenant
+from service_runtime.errors import Category, InvalidRequest, ServiceError
 from turnpike.router.v1 import tenant_service_pb2 as pb
 from turnpike.router.v1 import tenant_service_pb2_grpc as pb_grpc
 
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
+_MAX_VERDICTS = 10_000
 _log = structlog.get_logger(__name__)
 
 
@@ -52,7 +53,7 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         self._providers = providers
         self._names = ProviderNames(catalog)
         self._new_id = new_id
-        self._verdicts: dict[tuple[str, str], KeyVerdict] = {}
+        self._verdicts = _Verdicts()
 
     async def CreateTenant(self, request: pb.CreateTenantRequest, _context: Any) -> pb.CreateTenantResponse:
         new = new_tenant_from_proto(request, self._names)
@@ -67,12 +68,8 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
             raise InvalidRequest.at("page_size", f"must not be negative, not {request.page_size}")
         size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
         rows = await self._store.page(_position(request.page_token), size + 1)
-        page = [self._shown(row) if isinstance(row, ParsedTenant) else broken_tenant_to_proto(row) for row in rows]
-        token = ""
-        if len(rows) > size:
-            last = rows[size - 1]
-            token = _token(last.created_at, last.tenant.id if isinstance(last, ParsedTenant) else last.id)
-        return pb.ListTenantsResponse(tenants=page[:size], next_page_token=token)
+        token = _token(rows[size - 1]) if len(rows) > size else ""
+        return pb.ListTenantsResponse(tenants=[self._shown(row) for row in rows[:size]], next_page_token=token)
 
     async def UpdateTenant(self, request: pb.UpdateTenantRequest, _context: Any) -> pb.UpdateTenantResponse:
         change = change_from_proto(request, self._names)
@@ -98,18 +95,17 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         parsed = await self._existing(tenant_id)
         credential = parsed.tenant.credentials.get(provider)
         if credential is None:
-            unusable = parsed.tenant.unusable_credentials.get(provider)
-            problem = f"its key for {provider} cannot be used: {unusable}" if unusable else f"has no key for {provider}"
-            raise InvalidRequest.at(
-                "provider",
-                f"tenant {tenant_id} {problem}; run: turnpike tenants set-token --tenant {tenant_id} {provider}",
-            )
+            raise _no_usable_key(tenant_id, provider, parsed.tenant.unusable_credentials.get(provider))
+        if provider not in self._providers:
+            explanation = f"this router does not serve {provider}"
+            return pb.VerifyProviderTokenResponse(verdict=pb.TOKEN_VERDICT_UNKNOWN, explanation=explanation)
         verdict, explanation = await self._providers[provider].verify_key(self._catalog[provider].base_url, credential)
-        self._verdicts[provider, credential.fingerprint] = verdict
+        self._verdicts.remember(provider, credential.fingerprint, verdict)
         return pb.VerifyProviderTokenResponse(verdict=verdict_to_proto(verdict), explanation=explanation)
 
     async def InvalidateCache(self, request: pb.InvalidateCacheRequest, _context: Any) -> pb.InvalidateCacheResponse:
         tenant_id = tenant_id_from(request.tenant_id) if request.tenant_id else None
+        # This router first: it hears its own notification too, but the next request may come sooner.
         if tenant_id is None:
             self._cache.invalidate_all()
         else:
@@ -123,26 +119,64 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
             raise unknown_tenant(tenant_id)
         return parsed
 
-    def _written(self, parsed: ParsedTenant, event: str, **fields: str) -> pb.Tenant:
-        self._cache.put(parsed.tenant)
-        _log.info(event, tenant_id=str(parsed.tenant.id), config_version=parsed.tenant.version, **fields)
-        return self._shown(parsed)
+    def _written(self, entry: TenantEntry, event: str, **fields: str) -> pb.Tenant:
+        if isinstance(entry, ParsedTenant):
+            self._cache.put(entry.tenant)
+        else:
+            self._cache.invalidate(entry.id)
+        shown = self._shown(entry)
+        _log.info(event, tenant_id=shown.id, config_version=shown.config_version, **fields)
+        return shown
 
-    def _shown(self, parsed: ParsedTenant) -> pb.Tenant:
-        return tenant_to_proto(parsed, lambda provider, fingerprint: self._verdicts.get((provider, fingerprint)))
+    def _shown(self, entry: TenantEntry) -> pb.Tenant:
+        if isinstance(entry, ParsedTenant):
+            return tenant_to_proto(entry, self._verdicts.last)
+        return broken_tenant_to_proto(entry)
 
 
-def _token(created_at: datetime, tenant_id: UUID) -> str:
-    return base64.urlsafe_b64encode(f"v1|{created_at.isoformat()}|{tenant_id}".encode()).decode()
+class _Verdicts:
+    """What providers last said of keys, by provider and fingerprint; the longest known make room."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[tuple[str, str], KeyVerdict] = {}
+
+    def remember(self, provider: str, fingerprint: str, verdict: KeyVerdict) -> None:
+        """Keep a verdict. That the provider could not say is none, and takes nothing back."""
+        if verdict is KeyVerdict.UNKNOWN:
+            return
+        self._verdicts.pop((provider, fingerprint), None)
+        self._verdicts[provider, fingerprint] = verdict
+        if len(self._verdicts) > _MAX_VERDICTS:
+            del self._verdicts[next(iter(self._verdicts))]
+
+    def last(self, provider: str, fingerprint: str) -> KeyVerdict | None:
+        """The last verdict, or None."""
+        return self._verdicts.get((provider, fingerprint))
+
+
+def _no_usable_key(tenant_id: UUID, provider: str, why_unusable: str | None) -> ServiceError:
+    problem = f"its key for {provider} cannot be used: {why_unusable}" if why_unusable else f"has no key for {provider}"
+    return ServiceError(
+        Category.FAILED_PRECONDITION,
+        "PROVIDER_KEY_UNUSABLE" if why_unusable else "PROVIDER_KEY_MISSING",
+        f"tenant {tenant_id} {problem}; run: turnpike tenants set-token --tenant {tenant_id} {provider}",
+        metadata={"tenant_id": str(tenant_id), "provider": provider},
+    )
+
+
+def _token(last: TenantEntry) -> str:
+    tenant_id = last.tenant.id if isinstance(last, ParsedTenant) else last.id
+    return base64.urlsafe_b64encode(f"v1|{last.created_at.isoformat()}|{tenant_id}".encode()).decode()
 
 
 def _position(token: str) -> tuple[datetime, UUID] | None:
     if not token:
         return None
     try:
-        version, created_at, tenant_id = base64.urlsafe_b64decode(token).decode().split("|")
-        if version == "v1":
-            return datetime.fromisoformat(created_at), UUID(tenant_id)
+        version, text, tenant_id = base64.urlsafe_b64decode(token).decode().split("|")
+        created_at = datetime.fromisoformat(text)
+        if version == "v1" and created_at.tzinfo is UTC:
+            return created_at, UUID(tenant_id)
     except (binascii.Error, UnicodeError, ValueError):
         pass
     raise InvalidRequest.at(

@@ -2,7 +2,7 @@
 
 Anybody may write these columns by hand, so nothing in them is trusted. A broken preference makes the whole tenant
 unusable, because routing by half a configuration would surprise; a broken key makes only that key unusable. No message
-quotes a value of `llm_tokens`.
+quotes what stands in a row: a key may stand in any field, also as a name, by somebody's mistake.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from router_service.domain.usage import Funding
 from router_service.tenants.sealed_keys import SEALED_PREFIX, KeyRing, UnreadableKey, checked_token
 from service_runtime.errors import Category, ServiceError
 
+CONFIG_INVALID = "TENANT_CONFIG_INVALID"
 _MAX_TEXT = 200
-_MAX_BYTES = 64 * 1024
+MAX_JSON_CHARACTERS = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TenantRow:
-    """A row as the database gives it; the two JSON columns are still text."""
+    """A row as the database gives it; the two JSON columns are still text, cut off past `MAX_JSON_CHARACTERS`."""
 
     id: UUID
     name: str
@@ -53,11 +54,16 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True)
 class ParsedTenant:
-    """A row that was understood. `plaintext` holds the keys that were written in clear and still have to be sealed."""
+    """A row that was understood.
+
+    `plaintext` holds the keys that were written in clear and still have to be sealed; `sealed_currently` names the
+    providers whose keys the ring's active key sealed.
+    """
 
     tenant: Tenant
     keys: tuple[StoredKey, ...]
     plaintext: Mapping[str, Secret]
+    sealed_currently: frozenset[str]
     created_at: datetime
     updated_at: datetime
 
@@ -76,34 +82,35 @@ class RowReader:
         credentials: dict[str, Credential] = {}
         unusable: dict[str, str] = {}
         plaintext: dict[str, Secret] = {}
+        current: set[str] = set()
         keys: list[StoredKey] = []
-        for written, entry in _json_object(row, "llm_tokens", row.llm_tokens).items():
+        for position, (written, entry) in enumerate(_json_object(row, "llm_tokens", row.llm_tokens).items()):
             if entry is None or entry == "":
                 continue
             provider = self._names.normalise(written)
             if provider is None:
-                raise _invalid(row, f"llm_tokens.{_shown(written)}", "is no provider of the catalogue")
+                raise _invalid(row, "llm_tokens", f"has a name at position {position} that {self._no_provider()}")
+            if provider in credentials or provider in unusable:
+                raise _invalid(row, f"llm_tokens.{provider}", "is there twice, under two spellings; keep one")
             secret, key = self._key(row, provider, entry)
             keys.append(key)
             if secret is None:
                 unusable[provider] = key.unreadable
                 continue
             credentials[provider] = Credential(Funding.TENANT_KEY, key.fingerprint, secret)
-            if isinstance(entry, str) and not entry.startswith(SEALED_PREFIX):
+            if _in_clear(entry) is not None:
                 plaintext[provider] = secret
+            elif self._ring.is_current(_key_text(entry)):
+                current.add(provider)
         tenant = Tenant(row.id, row.name, row.version, config, credentials, unusable)
-        return ParsedTenant(tenant, tuple(keys), plaintext, row.created_at, row.updated_at)
+        return ParsedTenant(tenant, tuple(keys), plaintext, frozenset(current), row.created_at, row.updated_at)
 
     def _key(self, row: TenantRow, provider: str, entry: object) -> tuple[Secret | None, StoredKey]:
-        if isinstance(entry, str) and not entry.startswith(SEALED_PREFIX):
-            return self._plaintext_key(row, provider, entry)
-        sealed, created_at = entry, None
-        if isinstance(entry, dict):
-            sealed, created_at = entry.get("key"), _time(entry.get("created"))
-        if not isinstance(sealed, str):
-            return None, StoredKey(provider, "", "", created_at, "it is not in the sealed form; store it again")
+        if (text := _in_clear(entry)) is not None:
+            return self._plaintext_key(row, provider, text)
+        created_at = _time(entry.get("created")) if isinstance(entry, dict) else None
         try:
-            secret = self._ring.open(sealed, tenant_id=row.id, provider=provider)
+            secret = self._ring.open(_key_text(entry), tenant_id=row.id, provider=provider)
         except UnreadableKey as error:
             return None, StoredKey(provider, "", "", created_at, f"{error}; store it again")
         return secret, self._stored(row, provider, secret, created_at)
@@ -150,7 +157,7 @@ class RowReader:
             return None
         name = self._names.normalise(text)
         if name is None:
-            raise _invalid(row, path, f"names {_shown(text)}, which is no provider of the catalogue")
+            raise _invalid(row, path, self._no_provider())
         return name
 
     def _preferred_models(self, row: TenantRow, path: str, value: object) -> Mapping[str, str]:
@@ -160,7 +167,7 @@ class RowReader:
         for written, model in value.items():
             provider = self._names.normalise(written)
             if provider is None:
-                raise _invalid(row, f"{path}.{_shown(written)}", "is no provider of the catalogue")
+                raise _invalid(row, path, f"has a name that {self._no_provider()}")
             name = _text(row, f"{path}.{provider}", model)
             if name:
                 models[provider] = name
@@ -170,7 +177,13 @@ class RowReader:
         if not isinstance(value, list):
             raise _invalid(row, path, "must be a list of providers")
         names = [self._provider(row, f"{path}[{position}]", entry) for position, entry in enumerate(value)]
-        return tuple(name for name in names if name is not None)
+        if None in names:
+            # To drop it could leave the list empty, and an empty list allows everything.
+            raise _invalid(row, path, "has an empty entry")
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    def _no_provider(self) -> str:
+        return f"is no provider of the catalogue; there are {', '.join(self._names.known())}"
 
 
 def _weights(row: TenantRow, path: str, value: object) -> Mapping[str, float]:
@@ -178,17 +191,15 @@ def _weights(row: TenantRow, path: str, value: object) -> Mapping[str, float]:
         raise _invalid(row, path, "must be an object of score term to weight")
     for term, weight in value.items():
         if term not in TERM_NAMES:
-            raise _invalid(
-                row, f"{path}.{_shown(term)}", f"is no score term; there are {', '.join(sorted(TERM_NAMES))}"
-            )
+            raise _invalid(row, path, f"has a name that is no score term; there are {', '.join(sorted(TERM_NAMES))}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise _invalid(row, f"{path}.{term}", "must be a number that is not negative")
     return {term: float(weight) for term, weight in value.items()}
 
 
 def _json_object(row: TenantRow, column: str, text: str) -> dict[str, object]:
-    if len(text) > _MAX_BYTES:
-        raise _invalid(row, column, f"is longer than {_MAX_BYTES} characters")
+    if len(text) > MAX_JSON_CHARACTERS:
+        raise _invalid(row, column, f"is longer than {MAX_JSON_CHARACTERS} characters")
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -215,9 +226,16 @@ def _kind(value: object) -> str:
     return names.get(type(value), "an object")
 
 
-def _shown(text: str) -> str:
-    """A name somebody wrote, short and on one line. Names are no secrets; values of llm_tokens never come here."""
-    return repr(text[:40])
+def _key_text(entry: object) -> str:
+    """The key of an entry, sealed or in clear; an empty text, which no ring opens, when there is none."""
+    key = entry.get("key") if isinstance(entry, dict) else entry
+    return key if isinstance(key, str) else ""
+
+
+def _in_clear(entry: object) -> str | None:
+    """The key that stands in an entry unsealed, written as a text or inside the sealed form's object."""
+    key = _key_text(entry)
+    return key if key and not key.startswith(SEALED_PREFIX) else None
 
 
 def _time(value: object) -> datetime | None:
@@ -233,7 +251,7 @@ def _time(value: object) -> datetime | None:
 def _invalid(row: TenantRow, field: str, problem: str) -> ServiceError:
     return ServiceError(
         Category.FAILED_PRECONDITION,
-        "TENANT_CONFIG_INVALID",
+        CONFIG_INVALID,
         f"the configuration of tenant {row.id} is invalid: {field} {problem}",
         metadata={"tenant_id": str(row.id), "field": field},
     )

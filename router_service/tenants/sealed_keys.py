@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import secrets
@@ -44,10 +45,11 @@ class UnreadableKey(Exception):
 def checked_token(text: str) -> Secret | None:
     """The provider key in `text` without surrounding white space; None when it cannot be sent as an HTTP header.
 
-    A key with a control character would end up in the HTTP library's exception, and from there anywhere.
+    A key with a control character would end up in the HTTP library's exception, and from there anywhere. What is
+    sealed already is no key: somebody pasted the column.
     """
     stripped = text.strip()
-    return Secret(stripped) if _TOKEN.fullmatch(stripped) else None
+    return Secret(stripped) if _TOKEN.fullmatch(stripped) and not stripped.startswith(SEALED_PREFIX) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,14 @@ class KeyRing:
         self._active = active
 
     @classmethod
-    def parse(cls, text: str) -> KeyRing:
+    def parse(cls, text: str, *, source: str = _VARIABLE) -> KeyRing:
         """Read `kid:base64,kid2:base64`; the first is active. Raises StartupError without quoting a key."""
         keys: dict[str, bytes] = {}
         for position, pair in enumerate(text.split(","), start=1):
             key_id, _, encoded = pair.strip().partition(":")
             if not _KEY_ID.fullmatch(key_id) or key_id in keys:
                 raise StartupError(
-                    f"{_VARIABLE}: entry {position} needs an id of its own: letters, digits, - or _, then a colon"
+                    f"{source}: entry {position} needs an id of its own: letters, digits, - or _, then a colon"
                 )
             try:
                 key = base64.b64decode(encoded, validate=True)
@@ -86,26 +88,43 @@ class KeyRing:
                 key = b""
             if len(key) != _KEY_BYTES:
                 raise StartupError(
-                    f"{_VARIABLE}: key {key_id!r} must be {_KEY_BYTES} bytes in base64; make one with "
+                    f"{source}: key {key_id!r} must be {_KEY_BYTES} bytes in base64; make one with "
                     f"`openssl rand -base64 {_KEY_BYTES}`"
                 )
             keys[key_id] = key
         return cls(keys, active=next(iter(keys)))
 
     @classmethod
+    def load(cls, text: str, *, data_dir: Path, is_development: bool) -> KeyRing:
+        """The ring in `text`; when that is empty, on the development profile, the one kept in the data directory.
+
+        Raises StartupError: production has no key that nobody chose, and a malformed ring is not guessed at.
+        """
+        if text.strip():
+            return cls.parse(text)
+        if is_development:
+            return cls.in_file(data_dir / "keys" / "kek")
+        raise StartupError(
+            f"{_VARIABLE} is required on the production profile: set it to <id>:<key>, with a key from "
+            f"`openssl rand -base64 {_KEY_BYTES}`"
+        )
+
+    @classmethod
     def in_file(cls, path: Path) -> KeyRing:
-        """Read the ring from a file that only its owner may read; make it with a fresh key when it is missing."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Read the ring from a file that only its owner may read; make it with a fresh key when it is missing.
+
+        Several workers may start at once: all of them get the same key. Raises StartupError.
+        """
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(f"dev1:{base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        return cls.parse(path.read_text().strip())
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                _make_key_file(path)
+            if path.stat().st_mode & 0o077:
+                raise StartupError(f"{path} can be read by others; run: chmod 600 {path}")
+            text = path.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"the key file {path} cannot be used: {type(error).__name__}") from error
+        return cls.parse(text.strip(), source=str(path))
 
     def seal(self, secret: Secret, *, tenant_id: UUID, provider: str) -> SealedKey:
         """Seal a key for one tenant and provider."""
@@ -155,6 +174,26 @@ class KeyRing:
     def _derive(self, key_id: str, purpose: str, tenant_id: UUID | None) -> bytes:
         info = f"turnpike|{purpose}|{tenant_id or 'operator'}".encode()
         return HKDF(hashes.SHA256(), _KEY_BYTES, salt=None, info=info).derive(self._keys[key_id])
+
+
+def _make_key_file(path: Path) -> None:
+    """Make the file whole or not at all: whoever sees it under its name sees a key in it."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"dev1:{base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another worker was first: its key is as good
+            os.link(draft, path)
+    finally:
+        draft.unlink()
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the keys that this one seals outlive a power cut; so must it
+    finally:
+        os.close(directory)
 
 
 def _associated_data(key_id: str, tenant_id: UUID, provider: str) -> bytes:

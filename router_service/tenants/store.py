@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import structlog
 
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.secret import Secret
-from router_service.tenants.rows import ParsedTenant, RowReader, TenantRow
+from router_service.tenants.rows import CONFIG_INVALID, ParsedTenant, RowReader, TenantRow
 from router_service.tenants.sealed_keys import KeyRing
 from service_runtime.errors import Category, ServiceError
 from service_runtime.postgres import Postgres, load_queries
@@ -25,8 +27,28 @@ if TYPE_CHECKING:
 CHANNEL = "turnpike_tenants"
 ALL_TENANTS = "all"
 
+_PASSING_FAILURES = (
+    asyncpg.QueryCanceledError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+)
+
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 _log = structlog.get_logger(__name__)
+
+
+TenantEntry = ParsedTenant | TenantRow
+"""A tenant, or its row as it stands when that cannot be understood: it can still be shown and mended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """What resealing a tenant did: the providers whose keys were sealed anew, and those whose keys do not open."""
+
+    providers: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
 
 class TenantStore:
@@ -54,16 +76,16 @@ class TenantStore:
         row = await self._one("get_tenant", tenant_id)
         return None if row is None else await self._understood(row)
 
-    async def page(self, after: tuple[datetime, UUID] | None, limit: int) -> list[ParsedTenant | TenantRow]:
-        """A page by creation time. A row that cannot be understood is given as it is, so that it can be shown."""
+    async def page(self, after: tuple[datetime, UUID] | None, limit: int) -> list[TenantEntry]:
+        """A page by creation time. Nothing is sealed here: looking at a list changes nothing."""
         created_at, tenant_id = after or (None, None)
-        async with self._postgres.acquire() as connection:
+        async with self._connection() as connection:
             records = await connection.fetch(_QUERIES["list_tenants"], created_at, tenant_id, limit)
         return [self._parsed_or_raw(_row(record)) for record in records]
 
     async def versions(self, tenant_ids: list[UUID]) -> Mapping[UUID, int]:
         """The versions of those tenants that exist."""
-        async with self._postgres.acquire() as connection:
+        async with self._connection() as connection:
             records = await connection.fetch(_QUERIES["list_versions"], tenant_ids)
         return {record["id"]: record["version"] for record in records}
 
@@ -84,7 +106,7 @@ class TenantStore:
 
     async def update(
         self, tenant_id: UUID, expected_version: int, change: Callable[[TenantRow], tuple[str, Mapping[str, object]]]
-    ) -> ParsedTenant:
+    ) -> TenantEntry:
         """Replace name and configuration by what `change` makes of the row as it is.
 
         With `expected_version` 0 a change that somebody else's overtook is made again. Raises NOT_FOUND, or ABORTED
@@ -101,10 +123,10 @@ class TenantStore:
             name, config = change(row)
             updated = await self._one("update_tenant", tenant_id, row.version, name, json.dumps(config))
             if updated is not None:
-                return await self._understood(updated)
+                return await self._written(updated)
         raise _version_moved(tenant_id, expected_version, actual_version)
 
-    async def set_token(self, tenant_id: UUID, provider: str, secret: Secret) -> ParsedTenant:
+    async def set_token(self, tenant_id: UUID, provider: str, secret: Secret) -> TenantEntry:
         """Seal and store a key. Raises NOT_FOUND."""
         sealed = json.dumps(self._sealed(tenant_id, provider, secret))
         return await self._changed_tokens(
@@ -115,7 +137,7 @@ class TenantStore:
             ),
         )
 
-    async def delete_token(self, tenant_id: UUID, provider: str) -> ParsedTenant:
+    async def delete_token(self, tenant_id: UUID, provider: str) -> TenantEntry:
         """Remove a key, if there is one. Raises NOT_FOUND."""
         return await self._changed_tokens(
             tenant_id,
@@ -123,10 +145,29 @@ class TenantStore:
             lambda connection, spellings: connection.fetchrow(_QUERIES["delete_token"], tenant_id, spellings),
         )
 
+    async def reseal(self, tenant_id: UUID) -> Resealed:
+        """Seal a tenant's keys anew with the active key-encryption key, after that was rotated.
+
+        Keys in clear are sealed too. Those that no key of the ring opens are left as they are and named.
+        """
+        row = await self._one("get_tenant", tenant_id)
+        if row is None:
+            raise unknown_tenant(tenant_id)
+        parsed = await self._understood(row)
+        outdated = {
+            provider: credential.secret
+            for provider, credential in parsed.tenant.credentials.items()
+            if provider not in parsed.sealed_currently and provider not in parsed.plaintext
+        }
+        was_resealed = not outdated or await self._replaced_keys(row, outdated) is not None
+        return Resealed(
+            tuple(sorted(outdated)) if was_resealed else (), tuple(sorted(parsed.tenant.unusable_credentials))
+        )
+
     async def invalidate(self, tenant_id: UUID | None) -> None:
         """Tell every router to read a tenant anew; None for all."""
         payload = ALL_TENANTS if tenant_id is None else f"{tenant_id} 0"
-        async with self._postgres.acquire() as connection:
+        async with self._connection() as connection:
             await connection.execute(_QUERIES["notify"], payload)
 
     async def _changed_tokens(
@@ -134,22 +175,25 @@ class TenantStore:
         tenant_id: UUID,
         provider: str,
         statement: Callable[[Connection, list[str]], Awaitable[asyncpg.Record | None]],
-    ) -> ParsedTenant:
-        async with self._postgres.transaction() as connection:
-            record = await connection.fetchrow(_QUERIES["get_tenant"], tenant_id)
+    ) -> TenantEntry:
+        async with self._connection() as connection, connection.transaction():
+            record = await connection.fetchrow(_QUERIES["lock_tokens"], tenant_id)
             if record is None:
                 raise unknown_tenant(tenant_id)
-            changed = await statement(connection, self._spellings(record["llm_tokens"], provider))
-        assert changed is not None, "the row was read in the same transaction"
-        return await self._understood(_row(changed))
+            # People write "Groq" as well as "groq": every name that means the provider is meant.
+            spellings = [name for name in record["names"] if self._names.normalise(name) == provider]
+            changed = await statement(connection, [provider, *spellings])
+        assert changed is not None, "the row is locked"
+        return await self._written(_row(changed))
 
-    def _spellings(self, llm_tokens: str, provider: str) -> list[str]:
-        """Every name in the column that means the provider: people write "Groq" as well as "groq"."""
-        written = json.loads(llm_tokens)
-        names = (
-            [name for name in written if self._names.normalise(name) == provider] if isinstance(written, dict) else []
-        )
-        return [provider, *names]
+    async def _written(self, row: TenantRow) -> TenantEntry:
+        """What a change made of the row. The change stands, also when the row is still broken elsewhere."""
+        try:
+            return await self._understood(row)
+        except ServiceError as error:
+            if error.reason != CONFIG_INVALID:
+                raise
+            return row
 
     async def _understood(self, row: TenantRow) -> ParsedTenant:
         parsed = self._reader.read(row)
@@ -158,30 +202,55 @@ class TenantStore:
         return await self._with_sealed_keys(row, parsed) if parsed.plaintext else parsed
 
     async def _with_sealed_keys(self, row: TenantRow, parsed: ParsedTenant) -> ParsedTenant:
-        """Seal what was written in clear. When somebody changed the row meanwhile, the next reader seals."""
-        tokens: dict[str, Any] = json.loads(row.llm_tokens)
-        kept = {name: value for name, value in tokens.items() if self._names.normalise(name) not in parsed.plaintext}
-        sealed = {provider: self._sealed(row.id, provider, secret) for provider, secret in parsed.plaintext.items()}
-        updated = await self._one("seal_tokens", row.id, row.version, json.dumps(kept | sealed))
+        """Seal what was written in clear. When somebody changed the row meanwhile, the next reader seals.
+
+        A database that can be read and not written is no reason to refuse the tenant.
+        """
+        try:
+            updated = await self._replaced_keys(row, parsed.plaintext)
+        except (ServiceError, asyncpg.PostgresError) as error:
+            _log.warning("tenant.sealing_failed", tenant_id=str(row.id), error=type(error).__name__)
+            return parsed
         if updated is None:
             return parsed
-        _log.warning("tenant.keys_sealed", tenant_id=str(row.id), providers=sorted(sealed))
+        _log.warning("tenant.keys_sealed", tenant_id=str(row.id), providers=sorted(parsed.plaintext))
         return self._reader.read(updated)
+
+    async def _replaced_keys(self, row: TenantRow, secrets: Mapping[str, Secret]) -> TenantRow | None:
+        """The row with these keys sealed by the active key; None when somebody changed it since it was read."""
+        tokens: dict[str, Any] = json.loads(row.llm_tokens)
+        kept = {name: value for name, value in tokens.items() if self._names.normalise(name) not in secrets}
+        sealed = {provider: self._sealed(row.id, provider, secret) for provider, secret in secrets.items()}
+        return await self._one("seal_tokens", row.id, row.version, json.dumps(kept | sealed))
 
     def _sealed(self, tenant_id: UUID, provider: str, secret: Secret) -> dict[str, str]:
         self._on_secret(secret.reveal())
         return self._ring.seal(secret, tenant_id=tenant_id, provider=provider).to_json(self._now().isoformat())
 
-    def _parsed_or_raw(self, row: TenantRow) -> ParsedTenant | TenantRow:
+    def _parsed_or_raw(self, row: TenantRow) -> TenantEntry:
         try:
             return self._reader.read(row)
         except ServiceError:
             return row
 
     async def _one(self, query: str, *arguments: object) -> TenantRow | None:
-        async with self._postgres.acquire() as connection:
+        async with self._connection() as connection:
             record = await connection.fetchrow(_QUERIES[query], *arguments)
         return None if record is None else _row(record)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection; a server that is too busy, or only a replica at the moment, counts as one that is away."""
+        try:
+            async with self._postgres.acquire() as connection:
+                yield connection
+        except _PASSING_FAILURES as error:
+            raise ServiceError(
+                Category.UNAVAILABLE,
+                "DATABASE_UNAVAILABLE",
+                f"the database could not do it now ({type(error).__name__}); retry later",
+                retry_after_s=1.0,
+            ) from error
 
 
 def unknown_tenant(tenant_id: UUID) -> ServiceError:

@@ -1,5 +1,6 @@
 import base64
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
@@ -86,3 +87,63 @@ def test_the_development_key_is_made_once_and_readable_by_its_owner_only(tmp_pat
     assert KeyRing.in_file(path).open(sealed.key, tenant_id=ACME, provider="groq").reveal() == "gsk_12345678"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_workers_that_start_at_once_get_the_same_development_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "kek"
+    with ThreadPoolExecutor(8) as workers:
+        rings = list(workers.map(KeyRing.in_file, [path] * 32))
+
+    sealed = rings[0].seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq").key
+
+    assert {ring.open(sealed, tenant_id=ACME, provider="groq").reveal() for ring in rings} == {"gsk_12345678"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["kek"]
+
+
+def test_a_key_file_that_others_can_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "kek"
+    KeyRing.in_file(path)
+    path.chmod(0o644)
+
+    with pytest.raises(StartupError, match="chmod 600"):
+        KeyRing.in_file(path)
+
+
+def test_a_key_file_that_cannot_be_made_or_read_is_one_line_for_the_operator(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "kek").write_bytes(b"\xff")
+    (tmp_path / "kek").chmod(0o600)
+
+    with pytest.raises(StartupError, match="cannot be used"):
+        KeyRing.in_file(tmp_path / "file" / "kek")
+    with pytest.raises(StartupError, match="cannot be used"):
+        KeyRing.in_file(tmp_path / "kek")
+
+
+def test_production_has_no_key_that_nobody_chose(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="TURNPIKE_KEY_ENCRYPTION_KEYS is required"):
+        KeyRing.load("", data_dir=tmp_path, is_development=False)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_development", [True, False])
+def test_a_given_ring_is_used_and_its_first_key_is_active(tmp_path: Path, *, is_development: bool) -> None:
+    text = f"new:{base64.b64encode(NEW).decode()}, old:{base64.b64encode(OLD).decode()}"
+
+    ring = KeyRing.load(text, data_dir=tmp_path, is_development=is_development)
+
+    assert ring.seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq").key.startswith("enc:v1:new:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_development_makes_a_key_in_the_data_directory(tmp_path: Path) -> None:
+    KeyRing.load("", data_dir=tmp_path, is_development=True)
+
+    assert (tmp_path / "keys" / "kek").exists()
+
+
+def test_what_is_sealed_already_is_no_key() -> None:
+    sealed = RING.seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq")
+
+    assert checked_token(sealed.key) is None
