@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from service_runtime.postgres import Postgres
-from tests.support.ledger_rows import by, cost_of, outcomes_of, random_rows, store, total_tokens_of, within
+from tests.support.ledger_rows import by, cost_of, ledger_row, outcomes_of, random_rows, store, total_tokens_of, within
 from tests.support.usage_events import OTHER_TENANT, TENANT
 from usage_service.domain import histogram
 from usage_service.domain.report import DailyCost, UsageFilter
-from usage_service.domain.usage_event import AttemptStatus, Funding
+from usage_service.domain.usage_event import AttemptStatus, Funding, UsageEvent
 from usage_service.domain.window import Grain, RollupRetention, Window
 from usage_service.metering.ports import LedgerRow
 from usage_service.metering.reporting import Reporting
@@ -102,7 +103,9 @@ async def test_usage_of_any_window_equals_a_recount(
         (UsageFilter(funding=Funding.SYSTEM_KEY), lambda event: event.funding is Funding.SYSTEM_KEY),
     ],
 )
-async def test_every_filter_counts_what_matches_in_every_report(postgres, rows, only, matches) -> None:  # type: ignore[no-untyped-def]
+async def test_every_filter_counts_what_matches_in_every_report(
+    postgres: Postgres, rows: list[LedgerRow], only: UsageFilter, matches: Callable[[UsageEvent], bool]
+) -> None:
     reports = reporting(postgres, RETENTIONS["short"])
     matching = [row for row in within(rows, SPAN) if matches(row.event)]
     failing = [row for row in matching if row.event.status is not AttemptStatus.SUCCESS]
@@ -208,6 +211,20 @@ async def test_a_purge_changes_no_report(postgres: Postgres, rows: list[LedgerRo
     assert first.hours > 0
     assert (second.minutes, second.hours) == (0, 0)
     assert await everything() == before
+
+
+async def test_a_late_event_after_the_purge_does_not_pass_for_the_first_of_its_hour(postgres: Postgres) -> None:
+    early, late = (NOW.replace(minute=minute) - timedelta(days=3) for minute in (10, 50))
+    failing: dict[str, Any] = {"status": AttemptStatus.ERROR, "error_class": "timeout"}
+    await store(postgres, [ledger_row(early, **failing)])
+    await purge_rollups(postgres, SHORT, NOW)
+    await store(postgres, [ledger_row(late, **failing)])
+
+    page = await reporting(postgres, SHORT).failures(UUID(TENANT), SPAN, NO_FILTER, after=None, page_size=10)
+
+    assert [(one.occurrences, one.first_seen, one.last_seen) for one in page.entries] == [
+        (2, Grain.HOUR.floor(early), Grain.HOUR.floor(late))
+    ]
 
 
 async def test_a_purge_leaves_what_is_kept_of_every_tenant(postgres: Postgres, rows: list[LedgerRow]) -> None:

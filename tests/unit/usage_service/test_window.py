@@ -108,7 +108,9 @@ def test_tiles_read_no_more_buckets_than_two_partial_hours_and_days_have(window:
 
 
 @given(windows)
-def test_an_answered_window_holds_the_asked_one_and_is_widened_by_less_than_a_bucket_at_each_edge(window: Window) -> None:
+def test_an_answered_window_holds_the_asked_one_and_is_widened_by_less_than_a_bucket_at_each_edge(
+    window: Window,
+) -> None:
     answered = answerable(window, KEPT)
 
     assert answered.start <= window.start
