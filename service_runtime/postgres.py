@@ -7,13 +7,15 @@ failures of a statement stay asyncpg's own, because only the code that wrote the
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
+import structlog
 
 from service_runtime.errors import Category, ServiceError
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     Connection = PoolConnectionProxy[asyncpg.Record]
+
+log = structlog.get_logger(__name__)
 
 _RETRY_AFTER_S = 1.0
 _CONNECT_TIMEOUT_S = 5.0
@@ -189,3 +193,88 @@ def _statement(path: Path, name: str, lines: list[str]) -> str:
         raise ValueError(f"{path.name}: the statement {name!r} is empty")
     # The name travels with the statement, so that pg_stat_activity and the server's log tell it.
     return f"/* {name} */ {text}"
+
+
+class Listener:
+    """A connection of its own that listens for notifications and comes back after every loss.
+
+    Nothing is kept for a listener that is away. So `on_connect` runs after each LISTEN, the first included, and must
+    load whatever may have changed; `on_notify(channel, payload)` runs for each notification from then on, and also
+    for those that arrive while `on_connect` is still loading. `on_notify` must be quick and must not raise.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        channels: Sequence[str],
+        *,
+        on_connect: Callable[[], Awaitable[None]],
+        on_notify: Callable[[str, str], None],
+        role: str | None = None,
+        check_interval_s: float = 15.0,
+        first_retry_s: float = 0.1,
+        longest_retry_s: float = 5.0,
+    ) -> None:
+        """`check_interval_s`: how often a silent connection is asked whether it lives; a dead peer says nothing."""
+        self._dsn = dsn
+        self._channels = tuple(channels)
+        self._on_connect = on_connect
+        self._on_notify = on_notify
+        self._role = role
+        self._check_interval_s = check_interval_s
+        self._first_retry_s = first_retry_s
+        self._longest_retry_s = longest_retry_s
+        self._task: asyncio.Task[None] | None = None
+        self.is_connected = False
+        self.connections = 0
+
+    def start(self) -> None:
+        """Begin to listen in a task of its own; a database that is away is waited for."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="postgres listener")
+
+    async def close(self) -> None:
+        """Stop listening and close the connection."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            before = self.connections
+            try:
+                await self._listen_until_lost()
+            except Exception as error:  # noqa: BLE001 - also of on_connect: it is tried again with the next connection
+                log.warning("postgres.listener_lost", cause=type(error).__name__, channels=self._channels)
+            finally:
+                self.is_connected = False
+            failures = 1 if self.connections > before else failures + 1
+            wait_s = min(self._longest_retry_s, self._first_retry_s * 2 ** min(failures - 1, 20))
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+
+    async def _listen_until_lost(self) -> None:
+        server_settings = {"application_name": "turnpike-listener", **({"role": self._role} if self._role else {})}
+        connection = await asyncpg.connect(
+            self._dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S, server_settings=server_settings
+        )
+        lost = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _connection: lost.set())
+            for channel in self._channels:
+                await connection.add_listener(channel, self._received)
+            await self._on_connect()
+            self.connections += 1
+            self.is_connected = True
+            while not lost.is_set():
+                try:
+                    async with asyncio.timeout(self._check_interval_s):
+                        await lost.wait()
+                except TimeoutError:
+                    await connection.execute("SELECT 1")
+        finally:
+            connection.terminate()
+
+    def _received(self, _connection: object, _process_id: int, channel: str, payload: object) -> None:
+        self._on_notify(channel, str(payload))
