@@ -191,8 +191,7 @@ class EmbeddedPostgres:
                 self._initialise(binaries, identity)
             self._run_server(binaries, identity, deadline)
         except BaseException:
-            self._process = None
-            self._unlock()
+            self.stop()
             raise
 
     def _stop_orphan(self) -> None:

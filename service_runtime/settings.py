@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service_runtime.data_dir import DEFAULT_DATA_DIR
 from service_runtime.startup import StartupError
 
 SHARED_PREFIX = "TURNPIKE_"
@@ -43,7 +44,7 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    data_dir: Path = Path("~/.local/share/turnpike")  # journals, spools, the embedded Postgres; made when missing
+    data_dir: Path = Path(DEFAULT_DATA_DIR)  # journals, spools, the embedded Postgres; made when missing
     database_url: SecretStr  # postgresql://…; the launcher passes that of the embedded Postgres
     profile: Literal["development", "production"] = "development"  # development trusts the machine it runs on
 

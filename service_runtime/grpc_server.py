@@ -1,0 +1,187 @@
+"""A gRPC server as every service of ours runs it.
+
+server = GrpcServer(host="127.0.0.1", port=50051, metrics=metrics)
+server.add("turnpike.router.v1.RouterService", partial(add_RouterServiceServicer_to_server, servicer))
+port = await server.start()
+server.set_serving(True)
+…
+await server.drain(grace_s=30)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service_runtime import health
+from service_runtime.error_codec import DetailToProto
+from service_runtime.in_flight import InFlight
+from service_runtime.interceptors import BoundaryLimits, ErrorBoundary
+from service_runtime.metrics import Metrics
+from service_runtime.settings import ServiceSettings
+from service_runtime.startup import StartupError
+
+log = structlog.get_logger(__name__)
+
+# Handlers that stop() has cancelled still run their `finally` blocks: they settle what was spent.
+_CLEANUP_TIMEOUT_S = 5.0
+
+_MAX_METADATA_BYTES = 16 << 10  # the library's own absolute limit
+_MAX_STREAMS_PER_CONNECTION = 250  # ends HTTP/2 rapid reset; a client needs more connections before it needs more
+
+
+class PortTaken(StartupError):
+    """Another process listens on the service's port."""
+
+
+class GrpcServer:
+    """One listening server with health, reflection, the error boundary and a drain that waits for its handlers."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        limits: BoundaryLimits | None = None,
+        max_message_bytes: int = 8 << 20,
+        reflection_is_on: bool = True,
+        reuse_port: bool = False,
+        detail_to_proto: DetailToProto | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """`port` 0 takes any free one. `reuse_port` lets the workers of one service share theirs, and nobody else.
+        `interceptors` run inside the error boundary. Without `credentials` the port is not encrypted.
+        """
+        self.in_flight = InFlight()
+        self.draining = asyncio.Event()  # set when the drain begins: handlers that never end by themselves watch it
+        self._host, self._port = host, port
+        self._reuse_port = reuse_port
+        self._reflection_is_on = reflection_is_on
+        self._credentials = credentials
+        self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
+        self._health = health.Health(())
+        self._options = _options(max_message_bytes=max_message_bytes, reuse_port=reuse_port)
+        boundary = ErrorBoundary(
+            metrics=metrics, in_flight=self.in_flight, limits=limits, detail_to_proto=detail_to_proto
+        )
+        self._interceptors = [boundary, *interceptors]
+        self._server: grpc.aio.Server | None = None
+        metrics.gauge("grpc_server_in_flight", "RPCs in progress.").set_function(lambda: len(self.in_flight.requests))
+
+    @classmethod
+    def from_settings(cls, settings: ServiceSettings, metrics: Metrics, **others: Any) -> GrpcServer:
+        """The server that the settings describe; `others` are further arguments of the constructor."""
+        limits = BoundaryLimits(max_duration_s=settings.default_deadline_s, max_calls=settings.max_concurrent_rpcs)
+        return cls(
+            host=settings.bind_host,
+            port=settings.port,
+            metrics=metrics,
+            limits=limits,
+            max_message_bytes=settings.max_message_bytes,
+            reflection_is_on=settings.reflection_is_on,
+            **others,
+        )
+
+    @property
+    def address(self) -> str:
+        """Where it listens, `127.0.0.1:50051`; after `start` with the real port."""
+        return _address(self._host, self._port)
+
+    def add(self, service_full_name: str, registrar: Callable[[grpc.aio.Server], None]) -> None:
+        """Serve one service; `registrar` is the generated `add_…_to_server` with the servicer already given."""
+        self._services[service_full_name] = registrar
+
+    async def start(self) -> int:
+        """Listen, and return the port. Everything but liveness is NOT_SERVING until `set_serving(True)`.
+
+        Raises PortTaken, or StartupError for an address that this machine does not have.
+        """
+        # Checked by a socket of ours: gRPC would print its own lines about it, and bind to nothing.
+        _require_free(self._host, self._port, reuse_port=self._reuse_port)
+        server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
+        for register in self._services.values():
+            register(server)
+        self._health = health.Health(self._services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._reflection_is_on:
+            names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        try:
+            if self._credentials is None:
+                self._port = server.add_insecure_port(self.address)
+            else:
+                self._port = server.add_secure_port(self.address, self._credentials)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {self.address}; stop its owner or set another port") from error
+        self._server = server
+        await server.start()
+        return self._port
+
+    def set_serving(self, serving: bool, service: str | None = None) -> None:
+        """Tell health checks whether one service, or each, takes requests."""
+        self._health.set_serving(serving, service)
+
+    async def drain(self, grace_s: float) -> int:
+        """Take no new calls, let those in progress finish for `grace_s`, cancel the rest, and wait for their cleanup.
+
+        Returns how many handlers were still running when it gave up, which should be 0.
+        """
+        self.draining.set()
+        self._health.drain()
+        if self._server is None:
+            return 0
+        await self._server.stop(grace_s)
+        # stop() returns before the cancelled handlers have run their `finally` blocks.
+        left = await self.in_flight.wait_until_idle(_CLEANUP_TIMEOUT_S)
+        if left:
+            log.error("grpc.handlers_left", count=left, waited_s=_CLEANUP_TIMEOUT_S)
+        return left
+
+
+def _options(*, max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(reuse_port)),  # the default lets two services share a port unnoticed
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS_PER_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", 5_000),  # idle sockets are held far longer by default
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_age_ms", 1_800_000),  # lets clients find new replicas
+        ("grpc.max_connection_age_grace_ms", 660_000),  # longer than the longest stream
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),  # keepalive alone does not notice a frozen client
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _require_free(host: str, port: int, *, reuse_port: bool) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortTaken(f"port {port} on {host} is taken; stop its owner or set another port") from error
+            raise StartupError(f"cannot listen on {_address(host, port)}: {error.strerror or error}") from error

@@ -1,0 +1,263 @@
+"""The outermost layer of every RPC: what comes out of a handler is an answer, a `ServiceError`, or says nothing.
+
+For each call it sets the request id and the deadline, refuses what cannot be served, counts, keeps track of the
+handlers in flight, and turns exceptions into statuses. Handlers are coroutines or async generators; both are run as
+coroutines, so that deadline and cleanup work the same for either. Costs a few microseconds per call and, for
+generators, about one per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.rpc import status_pb2
+from prometheus_client import Counter
+
+from service_runtime.call_context import REQUEST_ID_KEY, Call, enter_call, outgoing_metadata
+from service_runtime.error_codec import STATUS_DETAILS_KEY, DetailToProto, internal_status, to_status
+from service_runtime.errors import Category, ServiceError
+from service_runtime.ids import uuid7
+from service_runtime.in_flight import InFlight
+from service_runtime.metrics import Metrics
+
+__all__ = ["BoundaryLimits", "ErrorBoundary", "outgoing_metadata"]
+
+log = structlog.get_logger(__name__)
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
+# Health and reflection: never shed with the requests, but bounded on their own.
+_INFRASTRUCTURE_PREFIX = "/grpc."
+_MAX_INFRASTRUCTURE_CALLS = 100
+_OVERLOADED_RETRY_AFTER_S = 1.0
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+# context: grpc.aio.ServicerContext, whose type lacks half of its methods.
+_Handler = grpc.RpcMethodHandler[Any, Any]
+_Behaviour = Callable[[Any, Any], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryLimits:
+    """What a call may take."""
+
+    max_duration_s: float = 600.0  # the deadline of a caller that gave none, and the latest that anybody gets
+    min_remaining_s: float = 0.002  # with less left an answer cannot arrive in time: refused before any work is done
+    max_calls: int = 2000  # in flight at once; bounds memory
+    write_timeout_s: float = 30.0  # for one message of a generator: a reader that stands still holds resources
+
+
+class ErrorBoundary(grpc.aio.ServerInterceptor):
+    """The interceptor. One per server; it must be the first."""
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        in_flight: InFlight,
+        limits: BoundaryLimits | None = None,
+        detail_to_proto: DetailToProto | None = None,
+    ) -> None:
+        """`detail_to_proto` renders `ServiceError.detail` as a further detail message of the status."""
+        self._limits = limits or BoundaryLimits()
+        self._in_flight = in_flight
+        self._detail_to_proto = detail_to_proto
+        self._outcomes = _Outcomes(metrics)
+        self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """The method's handler inside the boundary, wrapped once and kept."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        method: str = details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: Any) -> _Handler:
+        behaviour = (
+            handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+        )  # exactly one is set
+        if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
+            behaviour = self._writing(behaviour)
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        return make(self._guarded(method, behaviour), handler.request_deserializer, handler.response_serializer)
+
+    def _writing(self, generator: Callable[[Any, Any], AsyncIterator[Any]]) -> _Behaviour:
+        """The coroutine that writes what the generator yields, and has closed it when it returns."""
+        timeout_s = self._limits.write_timeout_s
+
+        async def write_all(request: Any, context: Any) -> None:
+            async with aclosing(generator(request, context)) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    try:
+                        async with asyncio.timeout(timeout_s):
+                            await context.write(message)
+                    except TimeoutError:
+                        raise ServiceError(
+                            Category.CANCELLED,
+                            "READER_TOO_SLOW",
+                            f"no message was taken for {timeout_s:g} s; read faster",
+                        ) from None
+
+        return write_all
+
+    def _guarded(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+        outcomes, in_flight, limits = self._outcomes.of(method), self._in_flight, self._limits
+        is_infrastructure = method.startswith(_INFRASTRUCTURE_PREFIX)
+        calls = in_flight.infrastructure if is_infrastructure else in_flight.requests
+        max_calls = _MAX_INFRASTRUCTURE_CALLS if is_infrastructure else limits.max_calls
+
+        async def guarded(request: Any, context: Any) -> Any:
+            started_s = time.monotonic()
+            given_s = context.time_remaining()
+            # Where the caller's deadline is the sooner, gRPC itself ends the call; a second timer would be waste.
+            own_timeout_s = None if given_s is not None and given_s < limits.max_duration_s else limits.max_duration_s
+            call = Call(method, _request_id(context), started_s + (own_timeout_s or given_s or 0.0))
+            enter_call(call)
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            outcome = grpc.StatusCode.CANCELLED
+            task = asyncio.current_task()
+            scope = asyncio.timeout(own_timeout_s)
+            calls.add(task)
+            try:
+                _admit(len(calls), max_calls, call, limits)
+                async with scope:
+                    response = await behaviour(request, context)
+            except asyncio.CancelledError:
+                if call.remaining_s() <= 0:
+                    outcome = grpc.StatusCode.DEADLINE_EXCEEDED
+                raise
+            except grpc.aio.AbortError:
+                outcome = _code_of(context)
+                raise
+            except Exception as error:
+                if _is_gone(context):
+                    raise  # nobody is there to be told; gRPC drops it
+                status = self._status(call, error, timed_out=scope.expired())
+                outcome = _CODES[status.code]
+                await _abort(context, call, status, error)
+            else:
+                outcome = _code_of(context)
+                return response
+            finally:
+                calls.discard(task)
+                outcomes.record(outcome, time.monotonic() - started_s)
+
+        return guarded
+
+    def _status(self, call: Call, error: Exception, *, timed_out: bool) -> status_pb2.Status:
+        if timed_out and isinstance(error, TimeoutError):
+            error = ServiceError(
+                Category.DEADLINE_EXCEEDED,
+                "SERVER_CAP",
+                f"not done after {self._limits.max_duration_s:g} s, the server's cap",
+            )
+        if isinstance(error, ServiceError):
+            log.info(
+                "rpc.refused",
+                method=call.method,
+                code=error.category.name,
+                reason=error.reason,
+                cause=type(error.__cause__).__name__ if error.__cause__ is not None else None,
+            )
+            try:
+                return to_status(error, self._detail_to_proto)
+            except Exception:  # a bug in rendering the error is a bug like any other
+                log.exception("rpc.error_not_rendered", method=call.method, reason=error.reason)
+                return internal_status(call.request_id)
+        log.error("rpc.crashed", method=call.method, exc_info=error)
+        return internal_status(call.request_id)
+
+
+def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLimits) -> None:
+    if calls_in_flight > max_calls:
+        raise ServiceError(
+            Category.RESOURCE_EXHAUSTED,
+            "OVERLOADED",
+            f"{max_calls} calls are in progress; retry later",
+            retry_after_s=_OVERLOADED_RETRY_AFTER_S,
+        )
+    if call.remaining_s() < limits.min_remaining_s:
+        raise ServiceError(Category.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline had passed on arrival")
+
+
+def _request_id(context: Any) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return str(uuid7())
+
+
+def _is_gone(context: Any) -> bool:
+    """Whether the caller has hung up. A handler that was writing then learns it as an error of the write."""
+    return bool(context.cancelled() or context.done())
+
+
+async def _abort(context: Any, call: Call, status: status_pb2.Status, error: Exception) -> NoReturn:
+    trailing: list[tuple[str, str | bytes]] = [
+        (REQUEST_ID_KEY, call.request_id),
+        (STATUS_DETAILS_KEY, status.SerializeToString()),
+    ]
+    if isinstance(error, ServiceError) and error.retry_after_s is not None:
+        trailing.append((PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
+    await context.abort(_CODES[status.code], status.message, tuple(trailing))
+    raise AssertionError("abort returned")
+
+
+def _code_of(context: Any) -> grpc.StatusCode:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return _CODES.get(code or 0, grpc.StatusCode.UNKNOWN)
+
+
+class _Outcomes:
+    """The RPC metrics, each method's looked up once."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.handled = metrics.counter(
+            "grpc_server_handled", "RPCs completed on the server, by status code.", ("service", "method", "code")
+        )
+        self.seconds = metrics.histogram(
+            "grpc_server_handling_seconds", "Duration of RPCs, streams to their end.", ("service", "method")
+        )
+
+    def of(self, method: str) -> _MethodOutcomes:
+        service, _, name = method.removeprefix("/").rpartition("/")
+        return _MethodOutcomes(self, service, name)
+
+
+class _MethodOutcomes:
+    def __init__(self, outcomes: _Outcomes, service: str, name: str) -> None:
+        self._handled, self._service, self._name = outcomes.handled, service, name
+        self._by_code: dict[grpc.StatusCode, Counter] = {}
+        self._seconds = outcomes.seconds.labels(service, name)
+
+    def record(self, code: grpc.StatusCode, duration_s: float) -> None:
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._handled.labels(self._service, self._name, code.name)
+        counter.inc()
+        self._seconds.observe(duration_s)
