@@ -278,3 +278,19 @@ class Listener:
 
     def _received(self, _connection: object, _process_id: int, channel: str, payload: object) -> None:
         self._on_notify(channel, str(payload))
+
+
+async def usable_role(dsn: str, role: str) -> str | None:
+    """`role` if the login may work as it; None where it does not exist or was not granted to the login.
+
+    Raises ServiceError UNAVAILABLE when the database does not answer.
+    """
+    with translated_failures():
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S)
+        try:
+            may_become = await connection.fetchval(
+                "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = $1", role
+            )
+        finally:
+            await connection.close(timeout=_CONNECT_TIMEOUT_S)
+    return role if may_become else None
