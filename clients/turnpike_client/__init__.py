@@ -98,7 +98,7 @@ from turnpike_client.errors import (
     UsageNotRecorded,
 )
 from turnpike_client.router_client import CompletionStream, RouterClient
-from turnpike_client.tenancy import InferenceConfig, ProviderToken, Tenant, TokenVerification
+from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
 from turnpike_client.tenant_client import TenantClient
 from turnpike_client.usage_client import UsageClient
 from turnpike_client.wire import new_event_id
@@ -116,6 +116,7 @@ __all__ = [
     "Completion",
     "CompletionOptions",
     "CompletionStream",
+    "ConfigChanges",
     "Conflict",
     "ContentDelta",
     "CostQuote",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypedDict
 
 from turnpike.router.v1 import tenant_service_pb2
 from turnpike_client.enums import TokenState, TokenVerdict
@@ -20,6 +21,17 @@ class InferenceConfig:
     score_weights: Mapping[str, float] = field(default_factory=dict)
     allowed_providers: tuple[str, ...] = ()
     allow_system_keys: bool = True
+
+
+class ConfigChanges(TypedDict, total=False):
+    """The fields of an `InferenceConfig` that shall change; a map or list is replaced whole."""
+
+    preferred_provider: str
+    auto_failover: bool
+    preferred_models: Mapping[str, str]
+    score_weights: Mapping[str, float]
+    allowed_providers: tuple[str, ...]
+    allow_system_keys: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -11,7 +11,7 @@ from turnpike.router.v1 import tenant_service_pb2 as pb
 from turnpike.router.v1 import tenant_service_pb2_grpc
 from turnpike_client.connection import Connection, Deadlines
 from turnpike_client.enums import TokenState, TokenVerdict, from_wire
-from turnpike_client.tenancy import InferenceConfig, ProviderToken, Tenant, TokenVerification
+from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
 from turnpike_client.wire import instant
 
 
@@ -61,31 +61,20 @@ class TenantClient:
         tenant_id: str,
         *,
         name: str | None = None,
-        config: InferenceConfig | None = None,
         expected_config_version: int = 0,
+        **changes: Unpack[ConfigChanges],
     ) -> Tenant:
-        """Replace the name, the configuration or both.
+        """Change the name, or the named fields of the configuration; everything else stays as it is.
 
-        With `expected_config_version`, raises Conflict when the tenant was changed since. To change one field of a
-        configuration and leave the others to whoever else changes them, use `update_config`.
+        With `expected_config_version`, raises Conflict when the tenant was changed since. TypeError for a field that
+        there is not.
         """
-        paths = [path for path, value in (("name", name), ("inference_config", config)) if value is not None]
+        paths = [f"inference_config.{field}" for field in sorted(changes)]
         request = pb.UpdateTenantRequest(
             tenant_id=tenant_id,
             name=name or "",
-            inference_config=config_to_proto(config) if config else None,
-            update_mask=FieldMask(paths=paths),
-            expected_config_version=expected_config_version,
-        )
-        return await self._tenant(self._stub().UpdateTenant, request)
-
-    async def update_config(self, tenant_id: str, *, expected_config_version: int = 0, **fields: Any) -> Tenant:
-        """Change only the named fields of a tenant's `InferenceConfig`. TypeError for a field that there is not."""
-        config = InferenceConfig(**fields)
-        request = pb.UpdateTenantRequest(
-            tenant_id=tenant_id,
-            inference_config=config_to_proto(config),
-            update_mask=FieldMask(paths=[f"inference_config.{field}" for field in sorted(fields)]),
+            inference_config=config_to_proto(InferenceConfig(**changes)) if changes else None,
+            update_mask=FieldMask(paths=paths if name is None else ["name", *paths]),
             expected_config_version=expected_config_version,
         )
         return await self._tenant(self._stub().UpdateTenant, request)

@@ -215,6 +215,9 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         return [event for event in self.events.values() if event.tenant_id == tenant_id]
 
     def _quote(self, event: usage_event_pb2.UsageEvent) -> pricing_service_pb2.CalculateCostResponse:
+        if not _total(event):
+            state = token_usage_pb2.PRICING_STATE_NOTHING_CONSUMED
+            return pricing_service_pb2.CalculateCostResponse(cost_usd="0.000000", pricing_state=state)
         tokens = event.token_usage
         prompt = tokens.input_tokens + tokens.cached_read_tokens + tokens.cached_write_tokens
         return self._pricing.quote(event.provider, event.model, prompt, tokens.output_tokens + tokens.reasoning_tokens)
@@ -226,7 +229,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             quote = self._quote(event)
             if quote.pricing_state == token_usage_pb2.PRICING_STATE_PRICED:
                 known += Decimal(quote.cost_usd)
-            elif _total(event):
+            elif quote.pricing_state == token_usage_pb2.PRICING_STATE_UNPRICED:
                 summary.unpriced_attempts += 1
                 summary.unpriced_tokens += _total(event)
         summary.cost_usd = summary.exact_usd = f"{known:.12f}"

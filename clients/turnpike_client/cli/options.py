@@ -1,0 +1,84 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Moment(click.ParamType[datetime]):
+    """A point in time: an age such as `24h` or `7d`, or a time as in ISO 8601 (UTC unless it says otherwise)."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        moment = read_moment(value, datetime.now(UTC))
+        if moment is None:
+            self.fail(
+                f"{value!r} is neither an age such as 30m, 24h or 7d nor a time such as 2026-11-23T10:00", param, ctx
+            )
+        return moment
+
+
+def read_moment(text: str, now: datetime) -> datetime | None:
+    """The point in time that `text` means, or None when it means none."""
+    age = re.fullmatch(r"(\d{1,6})([smhdw])", text.strip())
+    if age:
+        return now - timedelta(**{_UNITS[age[2]]: int(age[1])})
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """`NAME=VALUE`, such as `groq=llama-3.3-70b-versatile`."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, separator, rest = value.partition("=")
+        if not separator or not name.strip():
+            self.fail(f"{value!r} must be NAME=VALUE", param, ctx)
+        return name.strip(), rest.strip()
+
+
+def tenant_option(*, required: bool = True) -> Callable[[_Command], _Command]:
+    """`--tenant ID`, also from the environment."""
+    return click.option(
+        "--tenant", "tenant_id", envvar="TURNPIKE_TENANT", required=required, metavar="ID", help="The tenant's UUID."
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def window_options(default: str) -> Callable[[_Command], _Command]:
+    """`--since` and `--until`; the default window is the server's."""
+
+    def decorate(command: _Command) -> _Command:
+        since = click.option("--since", type=Moment(), help=f"Start: 30m, 24h, 7d or a time. Default: {default} ago.")
+        until = click.option("--until", type=Moment(), help="End, not included. Default: now.")
+        return since(until(command))
+
+    return decorate
+
+
+def filter_options(command: _Command) -> _Command:
+    """`--provider` and `--model`."""
+    provider = click.option("--provider", default="", help="Only this provider.")
+    model = click.option("--model", default="", help="Only this model.")
+    return provider(model(command))
