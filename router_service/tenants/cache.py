@@ -19,16 +19,13 @@ from typing import Protocol
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Gauge
 
 from router_service.domain.tenant import Tenant
+from router_service.tenants.metrics import TenantMetrics
 from service_runtime.errors import Category, ServiceError
 
 _log = structlog.get_logger(__name__)
 
-_LOOKUPS = Counter("router_tenant_cache_lookups_total", "Lookups of a tenant's configuration", ["outcome"])
-_ENTRIES = Gauge("router_tenant_cache_entries", "Tenants in memory")
-_RELOAD_FAILURES = Counter("router_tenant_reload_failures_total", "Reads of a tenant that failed", ["reason"])
 
 NEGATIVE_TTL_S = 5.0
 RETRY_AFTER_FAILURE_S = 2.0
@@ -92,6 +89,7 @@ class TenantCache:
         max_entries: int,
         now_s: Callable[[], float],
         jitter: Callable[[], float],
+        metrics: TenantMetrics,
         outdated_wait_s: float = OUTDATED_WAIT_S,
     ) -> None:
         self._source = source
@@ -100,6 +98,7 @@ class TenantCache:
         self._max_entries = max_entries
         self._now_s = now_s
         self._jitter = jitter
+        self._metrics = metrics
         self._outdated_wait_s = outdated_wait_s
         # Least recently used first, each at most `max_entries` long.
         self._existing: OrderedDict[UUID, _Entry] = OrderedDict()
@@ -111,13 +110,13 @@ class TenantCache:
         entry = self._find(tenant_id)
         if entry is not None and entry.version >= min_version:
             if self._now_s() < entry.fresh_until:
-                _LOOKUPS.labels("hit").inc()
+                self._metrics.lookups.labels("hit").inc()
                 return _answer(entry)
             if entry.serves_while_reloading:
-                _LOOKUPS.labels("stale").inc()
+                self._metrics.lookups.labels("stale").inc()
                 self._load(tenant_id)
                 return _answer(entry)
-        _LOOKUPS.labels("miss").inc()
+        self._metrics.lookups.labels("miss").inc()
         began_before = tenant_id in self._loads
         entry = await self._reloaded(tenant_id, min_version)
         if entry.version < min_version and began_before:
@@ -168,6 +167,14 @@ class TenantCache:
         except ValueError:
             _log.warning("tenant.notification_unreadable")
 
+    async def on_listening(self) -> None:
+        """Find what changed while no notification could be heard: to be run each time that listening begins."""
+        for tenant_id in self._loads:
+            self._overtake(tenant_id)
+        for entry in self._absent.values():
+            entry.fresh_until = _OUTDATED
+        await self.poll_versions()
+
     async def poll_versions(self) -> None:
         """Find what no notification told: compare the versions that are held with those that are stored."""
         held = {tenant_id: entry.version for tenant_id, entry in self._existing.items()}
@@ -196,7 +203,7 @@ class TenantCache:
         if entry is not None and isinstance(entry.value, Tenant) and entry.version >= min_version:
             await asyncio.wait({task}, timeout=self._outdated_wait_s)
             if not task.done():
-                _LOOKUPS.labels("stale").inc()
+                self._metrics.lookups.labels("stale").inc()
                 entry.fresh_until = self._now_s() + RETRY_AFTER_FAILURE_S  # let nobody else wait for the same silence
                 return entry
         return await asyncio.shield(task)
@@ -218,7 +225,7 @@ class TenantCache:
         error = task.exception()
         if error is not None and not isinstance(error, ServiceError):
             # Perhaps nobody waits for it: said here, or nowhere.
-            _RELOAD_FAILURES.labels("INTERNAL").inc()
+            self._metrics.reload_failures.labels("INTERNAL").inc()
             _log.error("tenant.load_failed", tenant_id=str(tenant_id), exc_info=error)
 
     async def _read(self, tenant_id: UUID, load: _Load) -> _Entry:
@@ -228,7 +235,7 @@ class TenantCache:
             try:
                 value = await self._source.tenant(tenant_id)
             except ServiceError as error:
-                _RELOAD_FAILURES.labels(error.reason).inc()
+                self._metrics.reload_failures.labels(error.reason).inc()
                 if error.reason != "TENANT_CONFIG_INVALID":
                     return self._last_good(tenant_id, error)
                 value = _unraised(error)
@@ -263,7 +270,7 @@ class TenantCache:
         entries.move_to_end(tenant_id)
         if len(entries) > self._max_entries:
             entries.popitem(last=False)
-        _ENTRIES.set(len(self._existing) + len(self._absent))
+        self._metrics.entries.set(len(self._existing) + len(self._absent))
         return entry
 
 

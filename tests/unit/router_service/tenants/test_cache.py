@@ -3,9 +3,11 @@ from collections.abc import Mapping
 from uuid import UUID
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from router_service.domain.tenant import Tenant
 from router_service.tenants.cache import TenantCache
+from router_service.tenants.metrics import TenantMetrics
 from service_runtime.errors import Category, ServiceError
 
 ACME, GLOBEX = UUID(int=1), UUID(int=2)
@@ -64,6 +66,7 @@ def cache(source: FakeSource, clock: Clock) -> TenantCache:
         max_entries=2,
         now_s=clock,
         jitter=lambda: 0.0,
+        metrics=TenantMetrics(CollectorRegistry()),
     )
 
 
@@ -257,6 +260,7 @@ async def test_s1_while_postgres_is_frozen_a_changed_tenant_is_served_as_it_was(
         max_entries=2,
         now_s=clock,
         jitter=lambda: 0.0,
+        metrics=TenantMetrics(CollectorRegistry()),
         outdated_wait_s=0.01,
     )
     source.put(ACME, 1)

@@ -1,0 +1,24 @@
+"""What the tenants' cache counts, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class TenantMetrics:
+    """Metrics of one router process; never a label per tenant."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.lookups = Counter(
+            "turnpike_router_tenant_lookups",
+            "Lookups of a tenant's configuration: hit, stale or miss.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.entries = Gauge("turnpike_router_tenants_cached", "Tenants in memory.", registry=registry)
+        self.reload_failures = Counter(
+            "turnpike_router_tenant_reload_failures",
+            "Reads of a tenant that failed, by the reason of the error.",
+            ["reason"],
+            registry=registry,
+        )
