@@ -1,0 +1,69 @@
+"""RouterService over gRPC: a request in, a call, an answer out."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from router_service.api.convert import (
+    RequestRules,
+    completion_from_proto,
+    route_question_from_proto,
+    tenant_id_from_proto,
+)
+from router_service.api.render import event_to_proto, explanation_to_proto, providers_to_proto, whole_to_proto
+from router_service.routing.router import Router
+from router_service.routing.watchdog import Interrupted, Reason, Watchdog
+from service_runtime.errors import Category, ServiceError
+from turnpike.router.v1 import router_service_pb2 as pb
+from turnpike.router.v1.router_service_pb2_grpc import RouterServiceServicer
+
+WRITE_TIMEOUT_S = 30.0  # a caller who does not read for so long has left
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RouterServicer(RouterServiceServicer):
+    """See router_service.proto. Errors leave as `ServiceError`; the interceptors know what they are in gRPC."""
+
+    def __init__(self, router: Router, rules: RequestRules, *, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+        self._router = router
+        self._rules = rules
+        self._write_timeout_s = write_timeout_s
+
+    async def StreamCompletion(  # type: ignore[override]
+        self, request: pb.StreamCompletionRequest, context: Context
+    ) -> None:
+        """Write the events as they come."""
+        completion = completion_from_proto(request, self._rules)
+        watch = Watchdog()
+        try:
+            with watch:
+                events = self._router.stream(completion, deadline_s=context.time_remaining())
+                async with aclosing(events):
+                    async for event in events:
+                        watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
+                        await context.write(event_to_proto(event))
+                        watch.expect_nothing()
+        except Interrupted:
+            message = f"nothing was read for {self._write_timeout_s:g} s: read the stream as it comes"
+            raise ServiceError(Category.CANCELLED, "READER_TOO_SLOW", message) from None
+
+    async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
+        """Answer whole."""
+        completion = completion_from_proto(request, self._rules)
+        result, answer = await self._router.complete(completion, deadline_s=context.time_remaining())
+        return whole_to_proto(result, answer)
+
+    async def ExplainRoute(self, request: pb.ExplainRouteRequest, context: Context) -> pb.ExplainRouteResponse:
+        """Explain without calling anybody."""
+        del context
+        question = route_question_from_proto(request, self._rules)
+        return explanation_to_proto(await self._router.explain(question.tenant_id, question.needs, question.task))
+
+    async def ListProviders(self, request: pb.ListProvidersRequest, context: Context) -> pb.ListProvidersResponse:
+        """List the catalogue as the tenant finds it."""
+        del context
+        return providers_to_proto(await self._router.providers_for(tenant_id_from_proto(request)))
