@@ -13,7 +13,7 @@ from service_runtime.settings import ServiceSettings
 class RouterSettings(ServiceSettings):
     """Settings of router_service; every field is `ROUTER_<NAME>` unless it names another variable."""
 
-    model_config = SettingsConfigDict(env_prefix="ROUTER_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="ROUTER_")
 
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one")
     usage_port: int = Field(50052, ge=1, le=65535, validation_alias="USAGE_PORT", description="where usage_service is")
@@ -45,6 +45,10 @@ class RouterSettings(ServiceSettings):
     local_model: str = Field("", description="model that `local` is asked for by default; empty: the catalogue's")
     sandbox: bool | None = Field(None, description="the built-in model; unset: on the development profile")
 
+    allowed_networks: str = Field(
+        "", description="networks beside the public internet that providers may be in, such as 10.1.0.0/16, by commas"
+    )
+    ca_file: str = Field("", description="further certificate authorities for providers, PEM")
     max_prompt_characters: PositiveInt = Field(1_000_000, description="longer prompts are refused")
     journal_max_bytes: PositiveInt = Field(1 << 30, description="a fuller journal refuses new requests")
 

@@ -211,7 +211,8 @@ async def write(journal):
         print("s", event_id, flush=True)
 
 async def main():
-    journal = SqliteJournal.open(Path(sys.argv[1]), max_bytes=1 << 30, metrics=journal_metrics(), new_epoch=lambda: "epoch")
+    metrics = journal_metrics()
+    journal = SqliteJournal.open(Path(sys.argv[1]), max_bytes=1 << 30, metrics=metrics, new_epoch=lambda: "epoch")
     await asyncio.gather(*(write(journal) for _ in range(8)))
 
 asyncio.run(main())

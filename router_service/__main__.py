@@ -1,0 +1,19 @@
+"""`python -m router_service`: run the router with the settings of the environment."""
+
+from __future__ import annotations
+
+from router_service.settings import RouterSettings
+from service_runtime.process import Lifecycle, run
+from service_runtime.settings import load_settings
+
+
+async def _main(lifecycle: Lifecycle) -> None:
+    settings = load_settings(RouterSettings)
+    # Only now: a wrong setting is told before half of the libraries are loaded.
+    from router_service.app import serve
+
+    await serve(settings, lifecycle)
+
+
+if __name__ == "__main__":
+    run("router_service", _main)

@@ -1,0 +1,266 @@
+"""Composition root: the router's parts and how they fit. Everything it knows comes from the settings."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from router_service.api.convert import RequestRules
+from router_service.api.render import detail_to_proto
+from router_service.api.router_servicer import RouterServicer
+from router_service.api.tenant_servicer import TenantServicer
+from router_service.domain.catalog import ProviderNames, ProviderSpec
+from router_service.domain.secret import Secret
+from router_service.domain.tenant import Credential, Tenant
+from router_service.domain.usage import Funding
+from router_service.providers.catalog import build_catalog
+from router_service.providers.egress import parse_networks
+from router_service.providers.provider_set import HttpSettings, build_providers
+from router_service.routing.metrics import RoutingMetrics
+from router_service.routing.router import Router
+from router_service.settings import RouterSettings
+from router_service.tenants.cache import TenantCache
+from router_service.tenants.metrics import TenantMetrics
+from router_service.tenants.rows import RowReader
+from router_service.tenants.sealed_keys import KeyRing, checked_token
+from router_service.tenants.source import StoredTenants
+from router_service.tenants.store import CHANNEL, TenantStore, unknown_tenant
+from router_service.usage.channel import usage_channel
+from router_service.usage.journal import SqliteJournal, router_name
+from router_service.usage.limit_cache import LimitCache
+from router_service.usage.metrics import UsageMetrics
+from router_service.usage.price_cache import PriceCache
+from router_service.usage.sender import UsageSender
+from service_runtime.background import Periodic
+from service_runtime.errors import ServiceError
+from service_runtime.grpc_server import GrpcServer
+from service_runtime.ids import uuid7
+from service_runtime.logs import configure_logging
+from service_runtime.metrics import Metrics
+from service_runtime.migrations import migrate
+from service_runtime.postgres import Listener, Postgres, usable_role
+from service_runtime.process import Lifecycle
+from service_runtime.redaction import REDACTOR
+from service_runtime.startup import StartupError
+from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
+
+MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
+ROLE = "turnpike_router"
+
+_VERSION_POLL_S = 30.0
+_PRICE_REFRESH_S = 60.0
+_LIMIT_REFRESH_S = 1.0
+_SENDER_DRAIN_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
+    """Run the router until it is asked to stop. What was opened last is closed first."""
+    configure_logging(settings.log_level, settings.log_format)
+    metrics = Metrics()
+    async with AsyncExitStack() as opened:
+        catalog = _catalog(settings)
+        ring = _key_ring(settings)
+        store, cache = await _tenants(settings, catalog, ring, metrics, opened)
+
+        providers = build_providers(catalog, _http(settings))
+        opened.push_async_callback(providers.aclose)
+
+        usage_metrics = UsageMetrics(metrics.registry)
+        journal_directory = settings.resolved_data_dir() / "journal"
+        journal = SqliteJournal.open(
+            journal_directory, max_bytes=settings.journal_max_bytes, metrics=usage_metrics, new_epoch=_new_name
+        )
+        opened.push_async_callback(journal.close)
+        router_id = settings.router_id or router_name(journal_directory, _new_name)
+        channel = await opened.enter_async_context(usage_channel(settings.usage_address))
+        prices = PriceCache(channel)
+        limits = LimitCache(channel, now_s=time.monotonic)
+        sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
+        sender.start()
+        opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
+
+        router = Router(
+            tenants=cache,
+            providers=providers,
+            catalog=catalog,
+            system_credentials=_system_credentials(settings, catalog, ring),
+            journal=journal,
+            prices=prices,
+            limits=limits,
+            metrics=RoutingMetrics(metrics.registry),
+            new_event_id=uuid7,
+        )
+        for periodic in (
+            Periodic("poll tenant versions", cache.poll_versions, interval_s=_VERSION_POLL_S, metrics=metrics),
+            Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
+            Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
+        ):
+            periodic.start()
+            opened.push_async_callback(periodic.stop)
+
+        server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
+        _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
+        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
+        await server.start()
+        server.set_serving(True)
+        _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
+        lifecycle.ready(server.address, _hint(catalog))
+
+        await lifecycle.wait_for_stop()
+        server.set_serving(False)
+        await router.drain(settings.drain_grace_s)
+        await server.drain(_SENDER_DRAIN_S)
+
+
+async def _tenants(
+    settings: RouterSettings,
+    catalog: Mapping[str, ProviderSpec],
+    ring: KeyRing,
+    metrics: Metrics,
+    opened: AsyncExitStack,
+) -> tuple[TenantStore, TenantCache]:
+    """The tenants' table and its cache, kept fresh by notifications."""
+    dsn = settings.database_url.get_secret_value()
+    await migrate(dsn, "router_service", MIGRATIONS)
+    role = await usable_role(dsn, ROLE)
+    if role is None:
+        _log.warning(
+            "postgres.role_missing", role=ROLE, remedy="create it and grant it to the login, to limit its rights"
+        )
+    postgres = await Postgres.connect(
+        dsn, min_size=settings.database_pool_min, max_size=settings.database_pool_max, role=role
+    )
+    opened.push_async_callback(postgres.close)
+    names = ProviderNames(catalog)
+    reader = RowReader(names, ring, accepts_plaintext=settings.accepts_plaintext_keys)
+    store = TenantStore(postgres, reader, ring, names, on_secret=REDACTOR.register)
+    cache = TenantCache(
+        StoredTenants(store),
+        unknown_tenant=partial(_unknown_tenant, settings),
+        ttl_s=settings.tenant_cache_ttl_s,
+        max_entries=settings.tenant_cache_size,
+        now_s=time.monotonic,
+        jitter=random.random,
+        metrics=TenantMetrics(metrics.registry),
+    )
+    listener = Listener(
+        dsn,
+        [CHANNEL],
+        on_connect=partial(_forget_all, cache),
+        on_notify=lambda _channel, payload: cache.on_notification(payload),
+        role=role,
+    )
+    listener.start()
+    opened.push_async_callback(listener.close)
+    return store, cache
+
+
+async def _forget_all(cache: TenantCache) -> None:
+    """Nothing was kept for a listener that was away, so anything may have changed."""
+    cache.invalidate_all()
+
+
+def _unknown_tenant(settings: RouterSettings, tenant_id: UUID) -> Tenant | ServiceError:
+    return unknown_tenant(tenant_id) if settings.refuses_unknown_tenants else Tenant(tenant_id, "", 0)
+
+
+def _catalog(settings: RouterSettings) -> Mapping[str, ProviderSpec]:
+    try:
+        return build_catalog(
+            {
+                "groq": settings.groq_base_url,
+                "openrouter": settings.openrouter_base_url,
+                "llm7": settings.llm7_base_url,
+                "local": settings.local_base_url,
+            },
+            settings.local_model or None,
+            sandbox_enabled=settings.has_sandbox,
+        )
+    except ValueError as error:
+        raise StartupError(f"a provider's address is wrong: {error}") from error
+
+
+def _http(settings: RouterSettings) -> HttpSettings:
+    texts = [text.strip() for text in settings.allowed_networks.split(",") if text.strip()]
+    try:
+        return HttpSettings(allowed_networks=parse_networks(texts), ca_file=settings.ca_file or None)
+    except ValueError as error:
+        raise StartupError(f"ROUTER_ALLOWED_NETWORKS: {error}") from error
+
+
+def _key_ring(settings: RouterSettings) -> KeyRing:
+    """The key-encryption keys: the operator's, or on the development profile one that is made at first use."""
+    if text := settings.key_encryption_keys.get_secret_value():
+        return KeyRing.parse(text)
+    if not settings.development:
+        raise StartupError(
+            "TURNPIKE_KEY_ENCRYPTION_KEYS is required on the production profile; make a key with "
+            "`openssl rand -base64 32` and set it to k1:<key>"
+        )
+    return KeyRing.in_file(settings.resolved_data_dir() / "keys" / "kek")
+
+
+def _system_credentials(
+    settings: RouterSettings, catalog: Mapping[str, ProviderSpec], ring: KeyRing
+) -> Mapping[str, Credential]:
+    """The operator's provider keys. One that cannot be sent as a header stops the start, and is not quoted."""
+    written = {
+        "groq": settings.groq_api_key,
+        "openrouter": settings.openrouter_api_key,
+        "llm7": settings.llm7_api_key,
+        "local": settings.local_api_key,
+    }
+    credentials: dict[str, Credential] = {}
+    for provider, setting in written.items():
+        text = setting.get_secret_value()
+        if not text.strip():
+            continue
+        secret: Secret | None = checked_token(text)
+        if secret is None:
+            raise StartupError(
+                f"{catalog[provider].system_key_env} must be 8 to 512 printable ASCII characters; paste the key again"
+            )
+        REDACTOR.register(secret.reveal())
+        fingerprint = ring.fingerprint(secret, tenant_id=None)
+        credentials[provider] = Credential(Funding.SYSTEM_KEY, fingerprint, secret)
+    return credentials
+
+
+def _add_services(
+    server: GrpcServer,
+    settings: RouterSettings,
+    router: Router,
+    tenants: TenantServicer,
+    catalog: Mapping[str, ProviderSpec],
+) -> None:
+    rules = RequestRules(
+        ProviderNames(catalog), new_request_id=uuid7, max_prompt_characters=settings.max_prompt_characters
+    )
+    completions = RouterServicer(router, rules)
+    server.add(
+        "turnpike.router.v1.RouterService",
+        partial(router_service_pb2_grpc.add_RouterServiceServicer_to_server, completions),
+    )
+    server.add(
+        "turnpike.router.v1.TenantService",
+        partial(tenant_service_pb2_grpc.add_TenantServiceServicer_to_server, tenants),
+    )
+
+
+def _hint(catalog: Mapping[str, ProviderSpec]) -> str:
+    if not any(spec.is_sandbox for spec in catalog.values()):
+        return ""
+    return 'try: turnpike tenants create --name Acme; turnpike chat --tenant ID --provider sandbox "hello"'
+
+
+def _new_name() -> str:
+    return str(uuid7())
