@@ -183,7 +183,7 @@ class Unavailable(TurnpikeError):
 
 
 class ServerUnreachable(Unavailable):
-    """Nobody answers at the address, or the connection broke before anybody did."""
+    """Nobody answers at the address, or the connection to it broke; what a broken call had done is unknown."""
 
     @property
     def target(self) -> str:

@@ -25,6 +25,9 @@ from rich.text import Text
 # Characters that reorder or hide what follows them. Other format characters join letters and emoji and may stay.
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
+# A text column folds down to this many cells; below, nobody can read it and the terminal's own wrapping is better.
+_FOLDED_WIDTH = 10
+
 _LEVEL_STYLES = {
     "healthy": "green",
     "normal": "green",
@@ -49,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
     if not lines:
         click.echo(empty)
     elif out.is_terminal:
-        out.print(_framed(columns, lines))
+        out.print(_framed(columns, lines), crop=False)
     else:
         click.echo("\n".join(_plain(columns, lines)))
 
@@ -57,11 +60,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
 def _framed(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     """A table for a terminal: texts fold where it is too narrow, numbers stay whole."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
+    for index, column in enumerate(columns):
+        width = max(cell_len(cell) for cell in (column.rstrip(">"), *(line[index] for line in lines)))
         if column.endswith(">"):
-            table.add_column(column[:-1], justify="right", no_wrap=True)
+            table.add_column(column[:-1], justify="right", no_wrap=True, min_width=width)
         else:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", min_width=min(width, _FOLDED_WIDTH))
     for line in lines:
         table.add_row(*[Text(cell, style=_LEVEL_STYLES.get(cell, "")) for cell in line])
     return table
