@@ -6,35 +6,27 @@ sync for many records and an idle one pays it alone. A record is durable when `o
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import structlog
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled
 from router_service.usage.encode import interrupted_event, settled_event
+from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
+from router_service.usage.journal_space import JournalSpace
 from router_service.usage.metrics import UsageMetrics
-from service_runtime.errors import Category, ServiceError
 from service_runtime.startup import StartupError
 
 _log = structlog.get_logger(__name__)
 
-_GROUP_LIMIT = 512
-_RESERVE_BYTES = 8 << 20
-_SPACE_CHECK_INTERVAL_S = 5.0
-
-Statement = Callable[[sqlite3.Connection], Any]
+_SELECT = "SELECT sequence, payload, crc, written_at FROM outbox ORDER BY sequence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +37,25 @@ class JournalledEvent:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One statement for the thread, and who waits for it. `needs_room` marks work that a full journal refuses."""
-
-    run: Statement
-    done: Future[Any]
-    needs_room: bool = False
-
-
 class SqliteJournal:
     """Implements `routing.ports.UsageJournal`, and gives the sender what it has to send."""
 
     def __init__(
         self,
         connection: sqlite3.Connection,
-        directory: Path,
         lock: int,
         recovery: Recovery,
-        *,
-        max_bytes: int,
+        space: JournalSpace,
         metrics: UsageMetrics,
     ) -> None:
-        self._connection = connection
-        self._directory = directory
         self._lock = lock
-        self._max_bytes = max_bytes
         self._metrics = metrics
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
-        self._closed = False
-        self._next_space_check_s = 0.0
+        self._is_closed = False
         self._on_settled: Callable[[], None] = lambda: None
         self.recovery = recovery
         self.epoch = epoch_of(connection)
+        self._thread = GroupCommit(connection, space, metrics)
         metrics.waiting.set(recovery.waiting)
-        self._keep_reserve()
-        self._thread.start()
 
     @classmethod
     def open(
@@ -100,13 +74,16 @@ class SqliteJournal:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = _lock(directory)
+        except OSError as error:
+            raise _unwritable(directory, error) from error
+        try:
             connection, recovery = open_journal(directory, new_epoch=new_epoch, now_s=now_s)
         except (OSError, sqlite3.Error) as error:
-            raise StartupError(
-                f"the journal in {directory} cannot be written ({error}); make room or mend it"
-            ) from error
+            os.close(lock)
+            raise _unwritable(directory, error) from error
         _report(recovery, directory, metrics)
-        return cls(connection, directory, lock, recovery, max_bytes=max_bytes, metrics=metrics)
+        space = JournalSpace(directory, max_bytes=max_bytes, metrics=metrics)
+        return cls(connection, lock, recovery, space, metrics)
 
     def on_settled(self, callback: Callable[[], None]) -> None:
         """Call `callback` on the event loop whenever there is something new to send."""
@@ -116,176 +93,87 @@ class SqliteJournal:
         """See `routing.ports.UsageJournal`."""
         payload = interrupted_event(attempt).SerializeToString()
         row = (attempt.event_id.bytes, payload, checksum(payload))
-        self._metrics.records.labels("opened").inc()
-        await self._do(
-            lambda db: db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row), needs_room=True
-        )
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row)
+
+        await self._thread.do(write, needs_room=True, then=self._metrics.records.labels("opened").inc)
 
     async def settled(self, attempt: AttemptSettled) -> None:
-        """See `routing.ports.UsageJournal`."""
+        """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up: then the
+        attempt stays opened, and is reported as interrupted at the next start.
+        """
         payload = settled_event(attempt).SerializeToString()
         event_id = attempt.opened.event_id.bytes
+        row = (event_id, payload, checksum(payload), time.time())
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM opened WHERE event_id = ?", (event_id,))
-            db.execute(
-                "INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)",
-                (event_id, payload, checksum(payload), time.time()),
-            )
+            db.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)", row)
 
-        self._metrics.records.labels("settled").inc()
-        await self._do(write)
-        self._metrics.waiting.inc()
-        self._on_settled()
+        await self._thread.do(write, then=self._one_more_waits)
 
     async def oldest(self, limit: int) -> list[JournalledEvent]:
         """Up to `limit` events, the longest waiting first."""
-        return await self._select("SELECT sequence, payload, crc FROM outbox ORDER BY sequence LIMIT ?", limit)
+        rows = await self._read(f"{_SELECT} LIMIT ?", limit)
+        self._metrics.oldest_waiting.set(rows[0][3] if rows else 0)
+        return await self._sound(rows)
 
     async def newest(self, limit: int) -> list[JournalledEvent]:
         """Up to `limit` events, the latest first."""
-        return await self._select("SELECT sequence, payload, crc FROM outbox ORDER BY sequence DESC LIMIT ?", limit)
+        return await self._sound(await self._read(f"{_SELECT} DESC LIMIT ?", limit))
 
     async def remove(self, sequences: Sequence[int]) -> None:
         """Forget events that the ledger has acknowledged."""
         rows = [(sequence,) for sequence in sequences]
-        await self._do(lambda db: db.executemany("DELETE FROM outbox WHERE sequence = ?", rows))
-        self._metrics.waiting.dec(len(rows))
+        removed = await self._thread.do(
+            lambda db: db.executemany("DELETE FROM outbox WHERE sequence = ?", rows).rowcount
+        )
+        self._metrics.waiting.dec(removed)
 
     async def bury(self, reasons: Sequence[tuple[int, str]]) -> None:
         """Set events aside that the ledger will never take; they stay in the file for a person to look at."""
         now_s = time.time()
         moves = [(reason, now_s, sequence) for sequence, reason in reasons]
 
-        def move(db: sqlite3.Connection) -> None:
+        def move(db: sqlite3.Connection) -> int:
             db.executemany(
                 "INSERT OR REPLACE INTO dead_letter (sequence, event_id, payload, crc, reason, moved_at) "
                 "SELECT sequence, event_id, payload, crc, ?, ? FROM outbox WHERE sequence = ?",
                 moves,
             )
-            db.executemany("DELETE FROM outbox WHERE sequence = ?", [(sequence,) for sequence, _ in reasons])
+            sequences = [(sequence,) for sequence, _ in reasons]
+            return db.executemany("DELETE FROM outbox WHERE sequence = ?", sequences).rowcount
 
-        await self._do(move)
-        self._metrics.waiting.dec(len(moves))
+        self._metrics.waiting.dec(await self._thread.do(move))
         for _, reason in reasons:
             self._metrics.dead_letters.labels(reason).inc()
 
     async def close(self) -> None:
         """Finish what was asked for, then close the file and release the directory."""
-        if self._closed:
-            return
-        self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._connection.close()
-        os.close(self._lock)
+        await self._thread.close()
+        if not self._is_closed:
+            self._is_closed = True
+            os.close(self._lock)
 
-    async def _select(self, query: str, limit: int) -> list[JournalledEvent]:
-        rows = await self._do(lambda db: db.execute(query, (limit,)).fetchall())
-        damaged = [(sequence, "checksum") for sequence, payload, crc in rows if checksum(payload) != crc]
+    def _one_more_waits(self) -> None:
+        self._metrics.records.labels("settled").inc()
+        self._metrics.waiting.inc()
+        self._on_settled()
+
+    async def _read(self, query: str, limit: int) -> list[tuple[int, bytes, int, float]]:
+        rows: list[tuple[int, bytes, int, float]] = await self._thread.do(
+            lambda db: db.execute(query, (limit,)).fetchall()
+        )
+        return rows
+
+    async def _sound(self, rows: Sequence[tuple[int, bytes, int, float]]) -> list[JournalledEvent]:
+        """The rows whose bytes are as they were written; the others are set aside."""
+        damaged = [(sequence, "checksum") for sequence, payload, crc, _ in rows if checksum(payload) != crc]
         if damaged:
+            _log.error("journal.records_damaged", count=len(damaged))
             await self.bury(damaged)
-        return [JournalledEvent(sequence, payload) for sequence, payload, crc in rows if checksum(payload) == crc]
-
-    async def _do(self, run: Statement, *, needs_room: bool = False) -> Any:
-        if self._closed:
-            raise ServiceError(Category.UNAVAILABLE, "SHUTTING_DOWN", "the router is shutting down; retry elsewhere")
-        work = _Work(run, Future(), needs_room)
-        self._queue.put(work)
-        # Shielded: what is journalled stays journalled, whoever stops waiting for it.
-        return await asyncio.shield(asyncio.wrap_future(work.done))
-
-    # ── the thread ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _serve(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            stop = False
-            while len(group) < _GROUP_LIMIT and not self._queue.empty():
-                work = self._queue.get()
-                if work is None:
-                    stop = True
-                    break
-                group.append(work)
-            self._commit(group)
-            if stop:
-                return
-
-    def _commit(self, group: list[_Work]) -> None:
-        """One transaction for all; if it fails, each by itself, so that only the culprit is told."""
-        try:
-            results = self._transact(self._with_room(group))
-        except sqlite3.Error as error:
-            if len(group) == 1:
-                self._refuse_or_release(group[0], error)
-            else:
-                for work in group:
-                    self._commit([work])
-            return
-        self._metrics.commits.inc()
-        self._metrics.group_size.observe(len(group))
-        for work, result in results:
-            work.done.set_result(result)
-
-    def _transact(self, group: list[_Work]) -> list[tuple[_Work, Any]]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            results = [(work, work.run(self._connection)) for work in group]
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        return [(work, result if isinstance(result, list) else None) for work, result in results]
-
-    def _with_room(self, group: list[_Work]) -> list[_Work]:
-        if not any(work.needs_room for work in group) or self._has_room():
-            return group
-        for work in group:
-            if work.needs_room:
-                work.done.set_exception(_full(self._directory))
-        return [work for work in group if not work.needs_room]
-
-    def _has_room(self) -> bool:
-        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-        (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        (size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        used = (pages - free) * size
-        self._metrics.used_bytes.set(used)
-        if not self._reserve.exists() and time.monotonic() >= self._next_space_check_s:
-            self._next_space_check_s = time.monotonic() + _SPACE_CHECK_INTERVAL_S
-            self._keep_reserve()
-        return used < self._max_bytes and self._reserve.exists()
-
-    def _refuse_or_release(self, work: _Work, error: sqlite3.Error) -> None:
-        """The disk is full: refuse what is new; for what is running, give up the reserve and write it."""
-        if work.needs_room:
-            _log.error("journal.write_failed", error=str(error))
-            work.done.set_exception(_full(self._directory))
-            return
-        if self._reserve.exists():
-            _log.error("journal.reserve_released", error=str(error))
-            self._reserve.unlink()
-            self._commit([work])
-            return
-        work.done.set_exception(error)
-
-    @property
-    def _reserve(self) -> Path:
-        return self._directory / "reserve"
-
-    def _keep_reserve(self) -> None:
-        """Hold disk space back, so that the records of running requests fit when the disk is full."""
-        if self._reserve.exists():
-            return
-        part = self._directory / "reserve.part"
-        try:
-            with part.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
-            part.rename(self._reserve)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            _log.error("journal.no_reserve", error=error.strerror, remedy=f"free {_RESERVE_BYTES >> 20} MiB")
+        return [JournalledEvent(sequence, payload) for sequence, payload, crc, _ in rows if checksum(payload) == crc]
 
 
 def router_name(directory: Path, new_name: Callable[[], str]) -> str:
@@ -317,6 +205,7 @@ def _report(recovery: Recovery, directory: Path, metrics: UsageMetrics) -> None:
     metrics.recovered.labels("interrupted").inc(recovery.interrupted)
     metrics.recovered.labels("salvaged").inc(recovery.salvaged)
     metrics.recovered.labels("unreadable").inc(recovery.unreadable)
+    metrics.corrupt_files.inc(1 if recovery.set_aside is not None else 0)
     if recovery.interrupted or recovery.waiting:
         _log.info("journal.recovered", interrupted=recovery.interrupted, waiting=recovery.waiting)
     if recovery.set_aside is not None or recovery.unreadable:
@@ -329,10 +218,5 @@ def _report(recovery: Recovery, directory: Path, metrics: UsageMetrics) -> None:
         )
 
 
-def _full(directory: Path) -> ServiceError:
-    return ServiceError(
-        Category.RESOURCE_EXHAUSTED,
-        "JOURNAL_FULL",
-        f"the usage journal in {directory.name} is full; nothing is sent that could not be accounted for; retry later",
-        retry_after_s=5.0,
-    )
+def _unwritable(directory: Path, error: Exception) -> StartupError:
+    return StartupError(f"the journal in {directory} cannot be written ({error}); make room or mend it")

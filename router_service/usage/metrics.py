@@ -22,6 +22,26 @@ class UsageMetrics:
         self.waiting = Gauge(
             "turnpike_router_journal_waiting_events", "Events that the ledger has not acknowledged.", registry=registry
         )
+        self.oldest_waiting = Gauge(
+            "turnpike_router_journal_oldest_waiting_timestamp_seconds",
+            "When the longest waiting event was written; 0 when none waits.",
+            registry=registry,
+        )
+        self.failed_writes = Counter(
+            "turnpike_router_journal_failed_writes",
+            "Writes that the disk or SQLite refused, before any remedy.",
+            registry=registry,
+        )
+        self.reserve_bytes = Gauge(
+            "turnpike_router_journal_reserve_bytes",
+            "Disk space held back for the records of running attempts.",
+            registry=registry,
+        )
+        self.corrupt_files = Counter(
+            "turnpike_router_journal_corrupt_files",
+            "Journal files that were damaged or foreign and were set aside.",
+            registry=registry,
+        )
         self.used_bytes = Gauge(
             "turnpike_router_journal_bytes", "Bytes that the journal's records take.", registry=registry
         )
