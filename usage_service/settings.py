@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Self
 
@@ -10,6 +11,10 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service_runtime.settings import ServiceSettings
 from usage_service.domain.provider_names import CATALOGUE_PROVIDERS
+from usage_service.domain.rate_limit import DEFAULT_LIMITS, LimitRule, parse_limits
+from usage_service.domain.window import RollupRetention
+
+_DEFAULT_LIMITS = {provider: tuple(limits) for provider, limits in DEFAULT_LIMITS.items()}
 
 
 class UsageSettings(ServiceSettings):
@@ -29,6 +34,10 @@ class UsageSettings(ServiceSettings):
     raw_retention_days: int = Field(default=240, ge=0)
     minute_rollup_hours: int = Field(default=48, ge=2)
     hour_rollup_days: int = Field(default=366, ge=2)
+    # What a provider grants by default, for example {"groq": ["30 requests per 1m", "100_000 tokens per 1d"]}; replaces
+    # the built-in table. A tenant's own limits are rows of usage_limits.
+    limits: Mapping[str, tuple[str, ...]] = Field(default_factory=lambda: _DEFAULT_LIMITS)
+
     maintenance_interval_s: float = Field(default=3600.0, gt=0)
 
     ingest_writers: int = Field(default=2, ge=1, le=16)  # more than two only meet on the same rollup rows
@@ -41,6 +50,18 @@ class UsageSettings(ServiceSettings):
         if not isinstance(value, str):
             return value
         return frozenset(name.strip().lower() for name in value.split(",") if name.strip())
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_can_be_read(cls, value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+        parse_limits(value)
+        return value
+
+    @model_validator(mode="after")
+    def _minutes_are_kept_no_longer_than_hours(self) -> Self:
+        if self.minute_rollup_hours > self.hour_rollup_days * 24:
+            raise ValueError("USAGE_MINUTE_ROLLUP_HOURS must not be longer than USAGE_HOUR_ROLLUP_DAYS")
+        return self
 
     @model_validator(mode="after")
     def _retention_covers_late_events(self) -> Self:
@@ -56,6 +77,21 @@ class UsageSettings(ServiceSettings):
     def providers(self) -> frozenset[str]:
         """Every provider that the ledger knows."""
         return CATALOGUE_PROVIDERS | self.extra_providers
+
+    @property
+    def default_limits(self) -> tuple[LimitRule, ...]:
+        """The limits of tenants that have none of their own at a provider."""
+        return parse_limits(self.limits)
+
+    @property
+    def raw_retention(self) -> timedelta | None:
+        """How long raw rows are kept; None is for good."""
+        return timedelta(days=self.raw_retention_days) if self.raw_retention_days else None
+
+    @property
+    def rollup_retention(self) -> RollupRetention:
+        """How long minute and hour rollups are kept."""
+        return RollupRetention(timedelta(hours=self.minute_rollup_hours), timedelta(days=self.hour_rollup_days))
 
     @property
     def accept_back(self) -> timedelta:

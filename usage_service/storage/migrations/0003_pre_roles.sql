@@ -18,7 +18,10 @@ BEGIN
         END;
     END IF;
     BEGIN
-        IF NOT pg_has_role(current_user, 'turnpike_usage', 'MEMBER') THEN
+        -- From version 16 on whoever creates a role is a member of it, but may not yet become it.
+        IF NOT pg_has_role(current_user, 'turnpike_usage',
+                           CASE WHEN current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END)
+        THEN
             EXECUTE format('GRANT turnpike_usage TO %I', current_user);
         END IF;
     EXCEPTION
@@ -28,7 +31,13 @@ BEGIN
             NULL;
     END;
 
-    EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO turnpike_usage', current_database());
+    -- Everybody may make temporary tables unless the owner of the database took that away.
+    BEGIN
+        EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO turnpike_usage', current_database());
+    EXCEPTION
+        WHEN insufficient_privilege THEN
+            NULL;
+    END;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO turnpike_usage', current_schema());
     GRANT SELECT, INSERT, UPDATE, DELETE ON
         model_usage_stats, usage_rollup_minute, usage_rollup_hour, usage_rollup_day, usage_events_rejected,

@@ -1,0 +1,174 @@
+"""Composition root: the ledger's parts and how they fit. Everything it knows comes from the settings."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from service_runtime.background import Periodic
+from service_runtime.grpc_server import GrpcServer
+from service_runtime.logs import configure_logging
+from service_runtime.metrics import Metrics
+from service_runtime.migrations import migrate
+from service_runtime.postgres import Postgres, usable_role
+from service_runtime.process import Lifecycle
+from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
+from usage_service.api.pricing_servicer import PricingServicer
+from usage_service.api.quota_servicer import QuotaServicer
+from usage_service.api.recording_metrics import PrometheusRecordingMetrics
+from usage_service.api.reports import ReportHandlers
+from usage_service.api.usage_servicer import UsageServicer
+from usage_service.domain.usage_event import EventRules
+from usage_service.metering.limiting import Limiting
+from usage_service.metering.pricing import Pricing
+from usage_service.metering.recording import Recorder
+from usage_service.metering.reporting import Reporting
+from usage_service.settings import UsageSettings
+from usage_service.storage.bundled_prices import BundledPrices
+from usage_service.storage.events import PostgresLedger
+from usage_service.storage.limits import PostgresLimits
+from usage_service.storage.maintenance import Maintenance
+from usage_service.storage.partitions import Partitions
+from usage_service.storage.prices import PostgresPrices
+from usage_service.storage.quarantine import PostgresQuarantine
+from usage_service.storage.records import PostgresRecords
+from usage_service.storage.rollups import PostgresRollups
+
+MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
+ROLE = "turnpike_usage"
+
+_MAINTENANCE_STATEMENT_TIMEOUT_S = 60.0
+_CLOSING_GRACE_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
+    """Run the ledger until it is asked to stop. What was opened last is closed first."""
+    configure_logging(settings.log_level, settings.log_format)
+    metrics = Metrics()
+    async with AsyncExitStack() as opened:
+        postgres, owner = await _databases(settings, opened)
+        partitions = Partitions(owner)
+        maintenance = Maintenance(
+            owner,
+            partitions,
+            accept_back=settings.accept_back,
+            raw_retention=settings.raw_retention,
+            rollup_retention=settings.rollup_retention,
+            now=_now,
+        )
+        await maintenance.cover()
+
+        bundled_prices = BundledPrices()
+        pricing = Pricing(store=PostgresPrices(postgres), vendors=bundled_prices, now=_now)
+        await pricing.refresh()
+        bundled_prices.load()
+        recorder = Recorder(
+            ledger=PostgresLedger(postgres, partitions=partitions, jitter=random.random),
+            quarantine=PostgresQuarantine(postgres),
+            pricing=pricing,
+            rules=EventRules(settings.accept_back, settings.accept_ahead, settings.providers),
+            metrics=PrometheusRecordingMetrics(metrics),
+            now=_now,
+            monotonic_s=time.monotonic,
+            writers=settings.ingest_writers,
+            max_waiting=settings.ingest_max_waiting,
+        )
+        for periodic in (
+            Periodic("maintain", maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
+            Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
+            Periodic(
+                "follow list prices",
+                pricing.follow_vendors,
+                interval_s=timedelta(days=1).total_seconds(),
+                metrics=metrics,
+            ),
+        ):
+            periodic.start()
+            opened.push_async_callback(periodic.stop)
+
+        server = GrpcServer.from_settings(settings, metrics)
+        _add_services(server, settings, recorder, pricing, postgres)
+        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
+        await server.start()
+        server.set_serving(True)
+        _log.info("usage.ready", address=server.address)
+        lifecycle.ready(server.address)
+
+        await lifecycle.wait_for_stop()
+        server.set_serving(False)
+        # Nothing here streams: whoever is being answered is done in seconds, and a router sends again what was cut.
+        await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
+
+
+async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[Postgres, Postgres]:
+    """The pool that everything works with, in the service's own role, and one of the tables' owner for maintenance."""
+    dsn = settings.database_url.get_secret_value()
+    await migrate(dsn, "usage_service", MIGRATIONS)
+    role = await usable_role(dsn, ROLE)
+    if role is None:
+        _log.warning(
+            "postgres.role_missing", role=ROLE, remedy="create it and grant it to the login, to limit its rights"
+        )
+    postgres = await Postgres.connect(
+        dsn,
+        min_size=settings.database_pool_min,
+        max_size=settings.database_pool_max,
+        role=role,
+        application_name="usage_service",
+    )
+    opened.push_async_callback(postgres.close)
+    owner = await Postgres.connect(
+        dsn,
+        min_size=0,
+        max_size=2,  # one for the periodic work, one for a partition that an event needs meanwhile
+        statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
+        application_name="usage_service maintenance",
+    )
+    opened.push_async_callback(owner.close)
+    return postgres, owner
+
+
+def _add_services(
+    server: GrpcServer, settings: UsageSettings, recorder: Recorder, pricing: Pricing, postgres: Postgres
+) -> None:
+    rollups = PostgresRollups(postgres)
+    reporting = Reporting(
+        rollups=rollups, records=PostgresRecords(postgres), retention=settings.rollup_retention, now=_now
+    )
+    limiting = Limiting(
+        rollups=rollups,
+        limits=PostgresLimits(postgres),
+        defaults=settings.default_limits,
+        retention=settings.rollup_retention,
+        now=_now,
+    )
+    server.add(
+        "turnpike.usage.v1.UsageService",
+        partial(
+            usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
+            UsageServicer(recorder=recorder, reports=ReportHandlers(reporting)),
+        ),
+    )
+    server.add(
+        "turnpike.usage.v1.QuotaService",
+        partial(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(limiting)),
+    )
+    server.add(
+        "turnpike.usage.v1.PricingService",
+        partial(
+            pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
+            PricingServicer(pricing=pricing, providers=settings.providers, now=_now),
+        ),
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
