@@ -217,12 +217,10 @@ def _error_from_fault(fault: httpx.TransportError) -> ProviderError:
     match fault:
         case EgressRefused():
             kind, was_sent = FailureKind.POLICY_REFUSED, False
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout() | httpx.LocalProtocolError():
             kind, was_sent = FailureKind.CONNECT_FAILED, False
         case httpx.TimeoutException():
             kind, was_sent = FailureKind.TIMED_OUT, True
-        case httpx.LocalProtocolError():
-            kind, was_sent = FailureKind.BAD_REQUEST, False
         case _:
             kind, was_sent = FailureKind.TRANSPORT_FAILED, True
     return ProviderError(kind, _because(kind, fault), may_have_reached_provider=was_sent)

@@ -238,6 +238,6 @@ def _fault_before_headers(error: Exception, request: httpx.Request) -> httpx.Tra
 def _fault_in_body(error: Exception, request: httpx.Request) -> httpx.TransportError:
     if isinstance(error, TimeoutError):
         return httpx.ReadTimeout("the server fell silent", request=request)
-    if isinstance(error, aiohttp.ClientPayloadError) and not isinstance(error.__cause__, OSError):
+    if isinstance(error, aiohttp.ClientPayloadError):  # a reset within a chunk too: aiohttp tells them apart in prose
         return httpx.RemoteProtocolError("the body is cut off or malformed", request=request)
     return httpx.ReadError("the connection broke in the body", request=request)

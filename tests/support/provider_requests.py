@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,8 @@ from router_service.domain.errors import ProviderError
 from router_service.domain.secret import Secret
 from router_service.domain.tenant import Credential
 from router_service.domain.usage import Funding
+from router_service.providers.catalog import CATALOG
+from router_service.routing.ports import Provider
 
 KEY = "gsk_canary_0123456789abcdef"
 
@@ -83,3 +85,26 @@ async def collect(stream: AsyncIterator[ProviderItem]) -> Answer:
     except ProviderError as error:
         answer.error = error
     return answer
+
+
+class Asker:
+    """Asks providers that all stand at one address."""
+
+    def __init__(self, providers: Mapping[str, Provider], base_url: str) -> None:
+        self._providers = providers
+        self._base_url = base_url
+
+    def stream(
+        self, model: str, request: CompletionRequest | None = None, *, provider: str = "groq", key: str | None = KEY
+    ) -> AsyncGenerator[ProviderItem, None]:
+        """The open stream of `provider` for `model`; the caller closes it."""
+        chosen = candidate(at(CATALOG[provider], self._base_url), model, key=key)
+        stream = self._providers[provider].stream(chosen, request or completion(), connect_timeout_s=2)
+        assert isinstance(stream, AsyncGenerator)
+        return stream
+
+    async def __call__(
+        self, model: str, request: CompletionRequest | None = None, *, provider: str = "groq", key: str | None = KEY
+    ) -> Answer:
+        """The whole answer."""
+        return await collect(self.stream(model, request, provider=provider, key=key))

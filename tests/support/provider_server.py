@@ -22,6 +22,7 @@ import hashlib
 import json
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -135,19 +136,23 @@ class ScriptedProvider:
         default_script: str = "ok",
         log_file: Path | None = None,
         models: Iterable[str] = ("scripted-small", "scripted-large"),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.served: list[Served] = []
         self.connections_accepted = 0
+        self.port = 0  # of the last start; a second start may ask for it again
         self.accepted_keys = set(accepted_keys) if accepted_keys is not None else None
         self.default_script = default_script
         self._models = tuple(models)
         self._scripts: dict[str, list[str]] = {}
         self._log_file = log_file
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=self._tls)
+        self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 
     async def stop(self) -> None:
@@ -167,13 +172,8 @@ class ScriptedProvider:
         await self.stop()
 
     @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
-
-    @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
 
     @property
     def open_connections(self) -> int:
@@ -310,6 +310,14 @@ class ProviderProcess:
     @property
     def served(self) -> list[Served]:
         return read_log(self._log_file)
+
+    def wait_for(self, requests: int, *, within_s: float = 10.0) -> list[Served]:
+        """`served`, once it holds that many: an answer is logged a moment after its last byte."""
+        give_up_at = time.monotonic() + within_s
+        while len(served := self.served) < requests:
+            assert time.monotonic() < give_up_at, f"the provider served {len(served)} requests, not {requests}"
+            time.sleep(0.01)
+        return served
 
 
 async def _serve(arguments: argparse.Namespace) -> None:

@@ -351,8 +351,27 @@ def test_surprises_cost_at_most_the_field_they_are_in(odd: bytes, text: str) -> 
 
 
 FIELDS = st.sampled_from(
-    ["choices", "delta", "message", "content", "tool_calls", "index", "id", "function", "name", "arguments"]
-    + ["usage", "x_groq", "timings", "error", "detail", "finish_reason", "prompt_tokens", "completion_tokens", "cost"]
+    [
+        "choices",
+        "delta",
+        "message",
+        "content",
+        "tool_calls",
+        "index",
+        "id",
+        "function",
+        "name",
+        "arguments",
+        "usage",
+        "x_groq",
+        "timings",
+        "error",
+        "detail",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "cost",
+    ]
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),

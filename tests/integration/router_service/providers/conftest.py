@@ -1,0 +1,32 @@
+"""A scripted provider on a real socket, and the router's own providers pointed at it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from router_service.providers.catalog import build_catalog
+from router_service.providers.egress import parse_networks
+from router_service.providers.provider_set import HttpSettings, ProviderSet, build_providers
+from tests.support.provider_requests import Asker
+from tests.support.provider_server import ScriptedProvider
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedProvider]:
+    async with ScriptedProvider() as server:
+        yield server
+
+
+@pytest.fixture
+async def providers(server: ScriptedProvider) -> AsyncIterator[ProviderSet]:
+    catalog = build_catalog(dict.fromkeys(("groq", "openrouter", "llm7", "local"), server.base_url))
+    providers = build_providers(catalog, HttpSettings(allowed_networks=parse_networks(["127.0.0.1"])))
+    yield providers
+    await providers.aclose()
+
+
+@pytest.fixture
+def ask(server: ScriptedProvider, providers: ProviderSet) -> Asker:
+    return Asker(providers, server.base_url)
