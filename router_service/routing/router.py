@@ -29,7 +29,7 @@ from router_service.routing.settings import RoutingSettings
 from router_service.routing.shared import Shared, record_refusal
 from router_service.routing.sinks import Gathering, Handover, Sink, WholeAnswer
 from router_service.routing.watchdog import Reason
-from service_runtime.errors import QuotaExceeded
+from service_runtime.errors import QuotaExceeded, ServiceError
 
 NOBODY = Tenant(UUID(int=0), "", 0)
 SETTLE_S = 5.0  # after the cut, a run has only its journal to write
@@ -200,7 +200,7 @@ class Router:
         task = asyncio.create_task(run.pump(), name=f"completion {request.request_id}")
         self._runs[task] = run
         self._shared.metrics.set_in_flight(len(self._runs))
-        task.add_done_callback(lambda done: self._ended(done, request))
+        task.add_done_callback(self._ended)
         return run
 
     async def _admit(self, request: CompletionRequest) -> None:
@@ -227,9 +227,8 @@ class Router:
             raise failures.nobody_to_ask(plan)
         return plan
 
-    def _ended(self, task: asyncio.Task[None], request: CompletionRequest) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         del self._runs[task]
-        self._shared.admission.leave(request)
         self._shared.metrics.set_in_flight(len(self._runs))
 
     def _state(self, spec: ProviderSpec, tenant: Tenant) -> ProviderState:

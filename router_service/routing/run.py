@@ -115,9 +115,7 @@ class Run:
         finally:
             timer.cancel()
             self._watch.clear_clocks()
-            self._is_over = True
-            if self._is_draining:
-                self._shared.end_draining()
+            self._leave()
 
     # ── the way ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -349,19 +347,28 @@ class Run:
         self._watch.limit(settings.drain_s, Reason.CALLER_LEFT)
         return True
 
+    def _leave(self) -> None:
+        """Give back the request's place, once, and before its caller is told: the next request may follow at once."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._shared.admission.leave(self._request)
+        if self._is_draining:
+            self._shared.end_draining()
+
     async def _end_badly(self, error: Exception, reason: str) -> None:
         for attempt in tuple(self._unsettled):
             try:
                 await self._settle(attempt, Crashed(), AttemptStatus.ERROR, absorbed=False)
             except ServiceError:  # the journal reports its own state; the others are still to be settled
                 log.exception("completion.not_settled", event_id=str(attempt.opened.event_id))
-        self._is_over = True
+        self._leave()
         self._sink.fail(error)
         self._shared.metrics.completion_ended(reason)
         log.info("completion.finished", outcome=reason, **self._log_fields())
 
     def _end_well(self, result: CompletionResult) -> None:
-        self._is_over = True
+        self._leave()
         self._sink.finish(result)
         self._shared.metrics.completion_ended("success")
         first_token_s = result.time_to_first_token_s
