@@ -19,7 +19,7 @@ from typing import Final
 
 import aiohttp
 import httpx
-from aiohappyeyeballs import AddrInfoType
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 

@@ -235,7 +235,8 @@ class ScriptedProvider:
             await connection.whole(200, b"{}", JSON)
             return
         if self.accepted_keys is not None and key not in self.accepted_keys:
-            error = {"message": f"Invalid API Key {key[:6]}***", "type": "invalid_request_error"}
+            # Real ones echo a part; the whole is the worst that a client has to keep to itself.
+            error = {"message": f"Incorrect API key provided: {key}", "type": "invalid_request_error"}
             await connection.whole(401, json.dumps({"error": error | {"code": "invalid_api_key"}}).encode(), JSON)
             return
         match (served.method, served.path.removeprefix("/v1")):
