@@ -109,8 +109,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
 
         server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
-        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         await server.start()
+        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)
         _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
         lifecycle.ready(server.address, _hint(catalog))

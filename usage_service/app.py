@@ -96,8 +96,8 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
 
         server = GrpcServer.from_settings(settings, metrics)
         _add_services(server, settings, recorder, pricing, postgres)
-        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         await server.start()
+        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)
         _log.info("usage.ready", address=server.address)
         lifecycle.ready(server.address)

@@ -152,7 +152,10 @@ TENANT = str(uuid.UUID(int=1))
             "sampling.max_output_tokens",
         ),
         (
-            {"tenant_id": TENANT, "messages": [completion_pb2.ChatMessage(role=2, content="x" * 1_000_001)]},
+            {
+                "tenant_id": TENANT,
+                "messages": [completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="x" * 1_000_001)],
+            },
             "messages",
         ),
     ],
