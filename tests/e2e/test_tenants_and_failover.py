@@ -265,7 +265,9 @@ def test_k1_no_canary_is_in_any_log_answer_or_file(site: Site) -> None:
     ]
 
     assert found == []
-    assert all(haystacks.values())
+    assert len(haystacks["log"]) > 1000
+    assert len(haystacks["answers"]) > 1000
+    assert "journal.sqlite" in haystacks
 
 
 def disguises(key: str) -> list[bytes]:
