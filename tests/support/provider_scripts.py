@@ -148,9 +148,9 @@ async def ok(exchange: Exchange, options: Options) -> None:
 
 
 async def whole(exchange: Exchange, options: Options) -> None:
-    """A good answer as one JSON object, from a server that does not stream."""
+    """A good answer as one JSON object, from a server that does not stream; `pad` adds characters to it."""
     count = options.integer("n", 5)
-    text = "".join(f"tok{number} " for number in range(count))
+    text = "".join(f"tok{number} " for number in range(count)) + "x" * options.integer("pad", 0)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     answer = {"id": "chatcmpl-whole", "model": exchange.model, "choices": [choice]}
     body = json.dumps(answer | {"usage": usage_of(exchange, count, options)}).encode()
@@ -158,9 +158,9 @@ async def whole(exchange: Exchange, options: Options) -> None:
 
 
 async def status(exchange: Exchange, options: Options) -> None:
-    """An error answer: `code`, `retry_after`, `error` (its code), `type`, `message`, `shape`."""
+    """An error answer: `code`, `retry_after`, `error` (its code), `type`, `message`, `shape`, `pad` (characters added to it)."""
     code = options.integer("code", 500)
-    message = options.text("message", "scripted failure")
+    message = options.text("message", "scripted failure") + "x" * options.integer("pad", 0)
     error: dict[str, Any] = {"message": message, "type": options.text("type", "scripted_error")}
     if options.text("error"):
         error["code"] = options.text("error")
@@ -206,9 +206,9 @@ async def error_inside(exchange: Exchange, options: Options) -> None:
 
 
 async def silence(exchange: Exchange, options: Options) -> None:
-    """Headers (unless `headers=0`), `after` tokens, then nothing for ever."""
+    """Headers (unless `headers=0`) of `status`, `after` tokens, then nothing for ever."""
     if options.integer("headers", 1):
-        await exchange.begin()
+        await exchange.begin(options.integer("status", 200))
         await _tokens(exchange, options, options.integer("after", 0))
     await exchange.wait_until_the_client_leaves()
 

@@ -17,6 +17,7 @@ from router_service.domain.completion import (
 )
 from router_service.domain.errors import FailureKind as Kind
 from router_service.domain.usage import TokenUsage
+from router_service.providers import openai_provider
 from router_service.providers.provider_set import ProviderSet
 from router_service.routing.ports import KeyVerdict
 from tests.support.provider_requests import KEY, Asker, completion, credential
@@ -190,6 +191,8 @@ async def test_a_deaf_provider_goes_on_generating_for_nobody(ask: Asker, server:
         ("status?code=500&shape=html", Kind.UPSTREAM_BROKEN),
         ("status?code=401&shape=string&message=Unauthorized", Kind.KEY_REJECTED),
         ("status?code=503&shape=detail", Kind.OVERLOADED),
+        ("status?code=429&pad=1000000", Kind.RATE_LIMITED),
+        ("whole?pad=5000000", Kind.PROTOCOL_VIOLATION),
         ("redirect", Kind.PROTOCOL_VIOLATION),
         ("gzip", Kind.PROTOCOL_VIOLATION),
         ("gzip?code=500", Kind.UPSTREAM_BROKEN),
@@ -268,6 +271,15 @@ async def test_what_a_broken_stream_reported_is_kept(ask: Asker) -> None:
 async def test_the_wait_that_a_provider_asks_for_is_passed_on(ask: Asker, script: str, wait_s: float | None) -> None:
     """B10."""
     assert (await ask(script)).failure.retry_after_s == wait_s
+
+
+async def test_an_error_body_that_is_slow_is_judged_by_its_status(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_provider, "_ERROR_BODY_TIME_S", 0.02)
+
+    async with asyncio.timeout(5):
+        answer = await ask("silence?status=503")
+
+    assert answer.failure.kind is Kind.OVERLOADED
 
 
 async def test_a_redirect_is_not_followed(ask: Asker, server: ScriptedProvider) -> None:
