@@ -158,7 +158,7 @@ async def whole(exchange: Exchange, options: Options) -> None:
 
 
 async def status(exchange: Exchange, options: Options) -> None:
-    """An error answer: `code`, `retry_after`, `error` (its code), `type`, `message`, `shape`, `pad` (characters added to it)."""
+    """An error answer: `code`, `retry_after`, `error` (its code), `type`, `message`, `shape`, `pad` (characters)."""
     code = options.integer("code", 500)
     message = options.text("message", "scripted failure") + "x" * options.integer("pad", 0)
     error: dict[str, Any] = {"message": message, "type": options.text("type", "scripted_error")}
