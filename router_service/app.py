@@ -53,6 +53,7 @@ from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 
 MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
 ROLE = "turnpike_router"
+NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
 
 _VERSION_POLL_S = 30.0
 _PRICE_REFRESH_S = 60.0
@@ -113,7 +114,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)
         _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
-        lifecycle.ready(server.address, _hint(catalog))
+        lifecycle.ready(server.address, _hint(settings, catalog))
 
         await lifecycle.wait_for_stop()
         server.set_serving(False)
@@ -256,10 +257,11 @@ def _add_services(
     )
 
 
-def _hint(catalog: Mapping[str, ProviderSpec]) -> str:
-    if not any(spec.is_sandbox for spec in catalog.values()):
+def _hint(settings: RouterSettings, catalog: Mapping[str, ProviderSpec]) -> str:
+    """A first command for a newcomer: the development profile serves tenants that nobody created."""
+    if settings.refuses_unknown_tenants or not any(spec.is_sandbox for spec in catalog.values()):
         return ""
-    return 'try: turnpike tenants create --name Acme; turnpike chat --tenant ID --provider sandbox "hello"'
+    return f'try: .venv/bin/turnpike chat --tenant {NEWCOMER} --provider sandbox "hello"'
 
 
 def _new_name() -> str:
