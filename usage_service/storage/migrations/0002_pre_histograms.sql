@@ -18,18 +18,31 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     ])
 $$;
 
--- Element-wise sum. A loop over the second one's counts is twice as fast as unnesting both.
+-- Element-wise sum. What is added is mostly one batch's share and has few counts, so these are looked up, in C, instead
+-- of looping over all buckets: between two counts there are only zeros, so the next place that a count's value is found
+-- at is its own. The first argument may be shorter.
 CREATE FUNCTION hist_add(one bigint[], other bigint[]) RETURNS bigint[]
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    counts bigint[] := array_remove(other, 0);
+    bucket integer := 0;
+    number bigint;
 BEGIN
     IF cardinality(one) < cardinality(other) THEN
         one := one || array_fill(0::bigint, ARRAY[cardinality(other) - cardinality(one)]);
     END IF;
-    FOR bucket IN 1 .. cardinality(other) LOOP
-        IF other[bucket] <> 0 THEN
-            one[bucket] := one[bucket] + other[bucket];
-        END IF;
-    END LOOP;
+    IF cardinality(counts) <= 8 THEN
+        FOREACH number IN ARRAY counts LOOP
+            bucket := array_position(other, number, bucket + 1);
+            one[bucket] := one[bucket] + number;
+        END LOOP;
+    ELSE
+        FOR bucket IN 1 .. cardinality(other) LOOP
+            IF other[bucket] <> 0 THEN
+                one[bucket] := one[bucket] + other[bucket];
+            END IF;
+        END LOOP;
+    END IF;
     RETURN one;
 END
 $$;
@@ -53,7 +66,8 @@ CREATE AGGREGATE hist_count(integer) (
     SFUNC = hist_count_one, STYPE = bigint[], INITCOND = '{}', COMBINEFUNC = hist_add, PARALLEL = SAFE
 );
 
--- The histogram of many histograms together.
+-- The histogram of many histograms together; null for none. Without an initial value the first one is taken as it is,
+-- which is all there is to do for most groups of a batch.
 CREATE AGGREGATE hist_sum(bigint[]) (
-    SFUNC = hist_add, STYPE = bigint[], INITCOND = '{}', COMBINEFUNC = hist_add, PARALLEL = SAFE
+    SFUNC = hist_add, STYPE = bigint[], COMBINEFUNC = hist_add, PARALLEL = SAFE
 );
