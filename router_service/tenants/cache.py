@@ -15,6 +15,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -31,7 +32,7 @@ NEGATIVE_TTL_S = 5.0
 RETRY_AFTER_FAILURE_S = 2.0
 # How long a request waits for a configuration that is known to have changed before it takes the last good one.
 OUTDATED_WAIT_S = 1.0
-_READS_PER_LOAD = 3  # a tenant that changes faster than it is read is left to the next request
+_READS_PER_LOAD = 10  # whoever changes a tenant faster than it can be read does not keep its requests waiting for ever
 _OUTDATED = float("-inf")  # known to be old, not merely past its time: whoever asks waits for the new one
 
 
@@ -214,13 +215,13 @@ class TenantCache:
         if load is None:
             load = self._loads[tenant_id] = _Load()
             load.task = asyncio.create_task(self._read(tenant_id, load), name=f"read tenant {tenant_id}")
-            load.task.add_done_callback(lambda done: self._loaded(tenant_id, done))
+            load.task.add_done_callback(partial(self._loaded, tenant_id, load))
         assert load.task is not None
         return load.task
 
-    def _loaded(self, tenant_id: UUID, task: asyncio.Task[_Entry]) -> None:
-        del self._loads[tenant_id]
+    def _loaded(self, tenant_id: UUID, load: _Load, task: asyncio.Task[_Entry]) -> None:
         if task.cancelled():
+            self._forget(tenant_id, load)  # perhaps before its first step
             return
         error = task.exception()
         if error is not None and not isinstance(error, ServiceError):
@@ -228,7 +229,18 @@ class TenantCache:
             self._metrics.reload_failures.labels("INTERNAL").inc()
             _log.error("tenant.load_failed", tenant_id=str(tenant_id), exc_info=error)
 
+    def _forget(self, tenant_id: UUID, load: _Load) -> None:
+        if self._loads.get(tenant_id) is load:
+            del self._loads[tenant_id]
+
     async def _read(self, tenant_id: UUID, load: _Load) -> _Entry:
+        try:
+            return await self._read_until_current(tenant_id, load)
+        finally:
+            # In the same step as the read ends: nobody may join one that can no longer notice a change.
+            self._forget(tenant_id, load)
+
+    async def _read_until_current(self, tenant_id: UUID, load: _Load) -> _Entry:
         for _ in range(_READS_PER_LOAD):
             load.overtaken = False
             value: Tenant | ServiceError | None
