@@ -1,0 +1,173 @@
+"""The ranking: what counts, and what counts most."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_service.domain.candidate import Candidate
+from router_service.domain.catalog import ModelFacts
+from router_service.domain.completion import TaskType
+from router_service.domain.health import RouteHealth
+from router_service.domain.scoring import TASK_WEIGHTS, TERM_NAMES, Facts, Scored, rank
+from router_service.domain.usage import Funding
+from tests.support.router_fakes import key, spec
+
+
+def facts(name: str, **changes: object) -> Facts:
+    provider = spec(name)
+    base = Facts(Candidate(provider, provider.facts(provider.default_model), key(name)))
+    return replace(base, **changes)  # type: ignore[arg-type]  # tests name fields that exist
+
+
+def ranked(
+    *candidates: Facts,
+    task: TaskType = TaskType.CHAT,
+    preferred: str | None = None,
+    weights: dict[str, float] | None = None,
+    remaining_s: float | None = None,
+    strict: bool = False,
+) -> list[str]:
+    scored = rank(
+        candidates,
+        task=task,
+        preferred_provider=preferred,
+        weights=weights or {},
+        remaining_s=remaining_s,
+        preference_is_strict=strict,
+    )
+    return [entry.candidate.provider for entry in scored]
+
+
+def term(scored: Scored, name: str) -> float:
+    return next(entry.value for entry in scored.terms if entry.name == name)
+
+
+PERFECT = RouteHealth(first_token_s=0.01, tokens_per_s=5000.0, attempts=100)
+POOR = RouteHealth(first_token_s=20.0, tokens_per_s=1.0, error_rate=0.19, attempts=100)
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_a_preferred_provider_that_can_serve_is_always_first(task: TaskType) -> None:
+    poor = facts("groq", health=POOR, price_usd_per_million=(Decimal(100), Decimal(500)), quota_remaining_ratio=0.0)
+    perfect = facts("llm7", health=PERFECT, price_usd_per_million=(Decimal(0), Decimal(0)), luck=1.0)
+
+    assert ranked(perfect, poor, task=task, preferred="groq") == ["groq", "llm7"]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"health": RouteHealth(first_token_s=0.1, error_rate=0.5, attempts=9)},
+        {"should_failover": True},
+        {"health": RouteHealth(first_token_s=9.0, attempts=9)},
+    ],
+)
+def test_a_preference_stops_counting_when_the_provider_is_in_trouble(trouble: dict[str, object]) -> None:
+    preferred, other = facts("groq", **trouble), facts("llm7")
+
+    assert ranked(preferred, other, preferred="groq", remaining_s=5.0)[0] == "llm7"
+
+
+def test_without_failover_the_preference_is_strict() -> None:
+    failing = facts("groq", health=RouteHealth(error_rate=0.9, attempts=9))
+
+    assert ranked(facts("llm7"), failing, preferred="groq", strict=True)[0] == "groq"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (
+            {"health": RouteHealth(first_token_s=0.1, attempts=9)},
+            {"health": RouteHealth(first_token_s=3.0, attempts=9)},
+        ),
+        ({"health": RouteHealth(tokens_per_s=900, attempts=9)}, {"health": RouteHealth(tokens_per_s=9, attempts=9)}),
+        ({"health": RouteHealth(attempts=9)}, {"health": RouteHealth(error_rate=0.6, attempts=9)}),
+        (
+            {"price_usd_per_million": (Decimal("0.1"), Decimal("0.1"))},
+            {"price_usd_per_million": (Decimal(9), Decimal(30))},
+        ),
+        ({"quota_remaining_ratio": 0.9}, {"quota_remaining_ratio": 0.1}),
+    ],
+)
+def test_each_term_can_decide(better: dict[str, object], worse: dict[str, object]) -> None:
+    assert ranked(facts("llm7", **worse), facts("groq", **better)) == ["groq", "llm7"]
+
+
+def test_the_tenants_own_key_goes_before_the_operators() -> None:
+    operators = facts("llm7")
+    operators = replace(operators, candidate=replace(operators.candidate, credential=key("x", Funding.SYSTEM_KEY)))
+
+    assert ranked(operators, facts("groq")) == ["groq", "llm7"]
+
+
+def test_a_task_chooses_what_it_favours() -> None:
+    strong = ModelFacts("strong", quality={"reasoning": 1.0, "chat": 0.6})
+    quick = ModelFacts("quick", quality={"reasoning": 0.3, "chat": 0.5})
+    slow_strong = facts("groq", health=RouteHealth(first_token_s=1.5, attempts=9))
+    slow_strong = replace(slow_strong, candidate=replace(slow_strong.candidate, model=strong))
+    fast_weak = facts("llm7", health=RouteHealth(first_token_s=0.1, attempts=9))
+    fast_weak = replace(fast_weak, candidate=replace(fast_weak.candidate, model=quick))
+
+    assert ranked(slow_strong, fast_weak, task=TaskType.REASONING)[0] == "groq"
+    assert ranked(slow_strong, fast_weak, task=TaskType.CHAT)[0] == "llm7"
+
+
+def test_weights_can_be_overridden_and_unknown_names_count_nothing() -> None:
+    cheap = facts("groq", price_usd_per_million=(Decimal(0), Decimal(0)), health=POOR)
+    fast = facts("llm7", price_usd_per_million=(Decimal(9), Decimal(9)), health=PERFECT)
+
+    assert ranked(cheap, fast)[0] == "llm7"
+    assert ranked(cheap, fast, weights={"price": 100.0, "moon_phase": 1e9})[0] == "groq"
+
+
+def test_equal_candidates_share_the_load_by_luck() -> None:
+    firsts = Counter(
+        ranked(
+            facts("groq", luck=luck, health=RouteHealth(attempts=9)),
+            facts("llm7", luck=1 - luck, health=RouteHealth(attempts=9)),
+        )[0]
+        for luck in (0.1, 0.3, 0.7, 0.9)
+    )
+
+    assert firsts == {"groq": 2, "llm7": 2}
+
+
+def test_a_candidate_without_attempts_is_tried_now_and_then() -> None:
+    known = RouteHealth(first_token_s=0.45, tokens_per_s=105.0, attempts=50)
+
+    assert ranked(facts("groq", health=known, luck=0.5), facts("llm7", luck=0.0))[0] == "groq"
+    assert ranked(facts("groq", health=known, luck=0.5), facts("llm7", luck=1.0))[0] == "llm7"
+
+
+@given(
+    st.sampled_from(TaskType),
+    st.dictionaries(st.sampled_from(sorted(TERM_NAMES)), st.floats(0, 100)),
+    st.floats(0, 1),
+    st.floats(0, 50),
+)
+def test_a_score_is_the_weighted_mean_of_values_from_0_to_1(
+    task: TaskType, weights: dict[str, float], error_rate: float, first_token_s: float
+) -> None:
+    fact = facts("groq", health=RouteHealth(first_token_s, 10.0, error_rate, 5), quota_remaining_ratio=7.0)
+
+    scored = rank([fact], task=task, preferred_provider="groq", weights=weights, remaining_s=1.0)[0]
+
+    assert {entry.name for entry in scored.terms} == TERM_NAMES
+    assert all(0 <= entry.value <= 1 and entry.evidence for entry in scored.terms)
+    total = sum(entry.weight for entry in scored.terms)
+    mean = sum(entry.value * entry.weight for entry in scored.terms) / total if total else 0.0
+    assert scored.score == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_no_other_terms_together_outweigh_the_preference(task: TaskType) -> None:
+    weights = TASK_WEIGHTS[task]
+
+    assert weights["preference"] > sum(weights.values()) - weights["preference"]
