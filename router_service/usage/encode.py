@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from decimal import Decimal
+
 from google.protobuf.duration_pb2 import Duration
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, Funding, TokenUsage, UsageSource
-from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2
+from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 
 _STATUS = {
     AttemptStatus.SUCCESS: usage_event_pb2.USAGE_STATUS_SUCCESS,
@@ -26,7 +29,13 @@ _FUNDING = {
     Funding.TENANT_KEY: token_usage_pb2.FUNDING_TENANT_KEY,
     Funding.SYSTEM_KEY: token_usage_pb2.FUNDING_SYSTEM_KEY,
 }
-_MAX_MODEL, _MAX_MESSAGE = 200, 500
+_EVENTS_TAG = bytes([3 << 3 | 2])  # RecordUsageRequest.events: field 3, length-delimited
+_SEQUENCE_TAG = bytes([(21 << 3) & 0x7F | 0x80, 21 << 3 >> 7])  # UsageEvent.sequence: field 21, varint
+# What usage_service takes. An event beyond it would be refused for ever, and its tokens would be free.
+_MAX_NAME, _MAX_MESSAGE, _MAX_DECISION = 200, 500, 2000
+_MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 16, 64, 256
+_MAX_USD = Decimal(10) ** 12
+_LEDGER_UNIT = Decimal("0.000000000001")
 
 
 def interrupted_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
@@ -43,9 +52,10 @@ def interrupted_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
 def settled_event(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:
     """How the attempt ended."""
     event = _opened_event(settled.opened)
-    if settled.model and settled.model != settled.opened.model:
-        event.model = _storable(settled.model, _MAX_MODEL)
-        event.requested_model = settled.opened.model
+    answering_model = _storable(settled.model, _MAX_NAME)
+    if answering_model and answering_model != event.model:
+        event.requested_model = event.model
+        event.model = answering_model
     event.status = _STATUS[settled.status]
     event.error_class = settled.error_class
     event.error_message = _storable(settled.error_message, _MAX_MESSAGE)
@@ -57,8 +67,22 @@ def settled_event(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:
     if settled.time_to_first_token_s is not None:
         event.time_to_first_token.CopyFrom(_duration(settled.time_to_first_token_s))
     if settled.reported_cost_usd is not None:
-        event.provider_reported_cost_usd = format(settled.reported_cost_usd, "f")
+        event.provider_reported_cost_usd = _usd(settled.reported_cost_usd)
     return event
+
+
+def record_usage_request(router_id: str, epoch: str, events: Iterable[tuple[bytes, int]]) -> bytes:
+    """A serialised RecordUsageRequest of serialised events, each with its sequence.
+
+    A field appended to a serialised message is a field of that message, so no event is parsed: it travels as it was
+    frozen, with fields that this version does not know.
+    """
+    head = usage_service_pb2.RecordUsageRequest(router_id=router_id, epoch=epoch).SerializeToString()
+    parts = [head]
+    for payload, sequence in events:
+        number = _SEQUENCE_TAG + _varint(sequence)
+        parts += [_EVENTS_TAG, _varint(len(payload) + len(number)), payload, number]
+    return b"".join(parts)
 
 
 def token_usage_to_proto(usage: TokenUsage) -> token_usage_pb2.TokenUsage:
@@ -79,21 +103,41 @@ def _opened_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
         request_id=str(opened.request_id),
         attempt=opened.attempt,
         provider=opened.provider,
-        model=opened.model,
-        endpoint=opened.endpoint,
-        user_id=opened.user_id,
+        model=_storable(opened.model, _MAX_NAME),
+        endpoint=_storable(opened.endpoint, _MAX_NAME),
+        user_id=_storable(opened.user_id, _MAX_NAME),
         funding=_FUNDING[opened.funding],
-        labels=opened.labels,
+        labels={
+            _storable(key, _MAX_LABEL_KEY): _storable(value, _MAX_LABEL_VALUE)
+            for key, value in list(opened.labels.items())[:_MAX_LABELS]
+        },
         task_type=opened.task_type,
-        decision=opened.decision,
+        # Half a JSON text is worse than none.
+        decision=opened.decision if len(opened.decision) <= _MAX_DECISION else "",
     )
 
 
 def _storable(text: str, limit: int) -> str:
-    """Text that came from a provider, fit for the wire and the ledger: no lone surrogates, no NUL, not too long."""
+    """Text from outside, fit for the wire and the ledger: no lone surrogates, no NUL, not too long."""
     if text.isascii() and "\x00" not in text:
         return text[:limit]
     return text.encode("utf-8", errors="replace").decode().replace("\x00", "")[:limit]
+
+
+def _usd(amount: Decimal) -> str:
+    """A provider's own figure with the ledger's 12 decimals; empty when it is no amount of money."""
+    if not amount.is_finite() or not 0 <= amount < _MAX_USD:
+        return ""
+    return format(amount.quantize(_LEDGER_UNIT), "f")
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _duration(seconds: float) -> Duration:

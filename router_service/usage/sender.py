@@ -8,6 +8,7 @@ usage_service has said that it is stored, or that it never can be.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -19,12 +20,17 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from router_service.usage.encode import record_usage_request
 from router_service.usage.journal import JournalledEvent, SqliteJournal
 from router_service.usage.metrics import UsageMetrics
-from turnpike.usage.v1 import usage_event_pb2, usage_service_pb2, usage_service_pb2_grpc
+from turnpike.usage.v1 import usage_service_pb2
 
 _log = structlog.get_logger(__name__)
 
+MAX_BATCH_BYTES = 1 << 20  # usage_service takes 8 MiB; a batch that it refuses for its size would be resent for ever
+
+_RECORD_USAGE = "/turnpike.usage.v1.UsageService/RecordUsage"
+_LONGEST_ASKED_PAUSE_S = 300.0  # what an answer may ask for; beyond that it is taken for a mistake
 _DONE = frozenset({usage_service_pb2.RECORD_DISPOSITION_ACCEPTED, usage_service_pb2.RECORD_DISPOSITION_DUPLICATE})
 _BURIED = {
     usage_service_pb2.RECORD_DISPOSITION_CONFLICT: "conflict",
@@ -37,7 +43,7 @@ class SenderSettings:
     """How the sender paces itself. Counts are events, times are seconds."""
 
     batch_size: int = 500
-    gather_s: float = 0.05  # how long a first event waits for others to travel with
+    gather_s: float = 0.2  # how long a first event waits for others to travel with
     call_timeout_s: float = 5.0
     first_backoff_s: float = 0.2
     max_backoff_s: float = 30.0
@@ -45,7 +51,10 @@ class SenderSettings:
 
 @dataclass(slots=True)
 class _Pace:
-    """When the next batch may go: after failures with full jitter, or when usage_service asked for room."""
+    """When the next batch may go: after failures with full jitter, or when usage_service asked for room.
+
+    `in_flight` holds the sequences of events that a lane is sending, so that the other lane leaves them alone.
+    """
 
     not_before_s: float = 0.0
     failures: int = 0
@@ -67,52 +76,66 @@ class UsageSender:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._journal = journal
-        self._stub = usage_service_pb2_grpc.UsageServiceStub(channel)
+        # The journal holds events as they travel, so the request goes out as bytes: the same ones on every resend.
+        self._record_usage: grpc.aio.UnaryUnaryMultiCallable[bytes, usage_service_pb2.RecordUsageResponse] = (
+            channel.unary_unary(_RECORD_USAGE, response_deserializer=usage_service_pb2.RecordUsageResponse.FromString)
+        )
         self._router_id = router_id
         self._metrics = metrics
         self._settings = settings
         self._now_s = now_s
         self._jitter = jitter
         self._pace = _Pace()
-        self._something_new = asyncio.Event()
-        self._stopping = False
+        self._news = (asyncio.Event(), asyncio.Event())  # one per lane
+        self._stop_asked = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to send, first what an earlier run left behind."""
-        self._journal.on_settled(self._something_new.set)
-        self._something_new.set()
+        self._journal.on_settled(self._wake)
+        oldest, newest = self._news
         self._tasks = [
-            asyncio.create_task(self._lane(newest_first=False), name="usage sender, oldest"),
-            asyncio.create_task(self._lane(newest_first=True), name="usage sender, newest"),
+            asyncio.create_task(self._lane(oldest, newest_first=False), name="usage sender, oldest"),
+            asyncio.create_task(self._lane(newest, newest_first=True), name="usage sender, newest"),
         ]
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Send what is there, for at most `drain_timeout_s`; what is left waits in the journal for the next start."""
-        self._stopping = True
-        self._something_new.set()
+        """Send what is there, for at most `drain_timeout_s`; what is left waits in the journal for the next start.
+
+        Gives up early when usage_service fails once more.
+        """
+        self._stop_asked.set()
+        self._wake()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=drain_timeout_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _lane(self, *, newest_first: bool) -> None:
+    def _wake(self) -> None:
+        for news in self._news:
+            news.set()
+
+    async def _lane(self, news: asyncio.Event, *, newest_first: bool) -> None:
         while True:
+            # Cleared before the journal is read: what is settled while it is read must not go unnoticed.
+            news.clear()
+            is_last_try = self._stop_asked.is_set()
+            found_something = True
             try:
                 batch = await self._next_batch(newest_first=newest_first)
+                found_something = bool(batch)
                 if batch:
                     await self._send(batch)
-                elif self._stopping:
-                    return
-                else:
-                    await self._wait_for_more()
             except Exception as error:  # noqa: BLE001 - the lane must outlive whatever one batch does
                 _log.exception("usage.send_failed", error=type(error).__name__)
                 self._slow_down(0.0)
-            if self._stopping and self._pace.failures:
+            if is_last_try and (not found_something or self._pace.failures):
                 return
-            await self._wait_for_turn()
+            if not found_something:
+                await news.wait()
+                await self._pause(self._settings.gather_s)
+            await self._pause(self._pace.not_before_s - self._now_s())
 
     async def _next_batch(self, *, newest_first: bool) -> list[JournalledEvent]:
         size = self._settings.batch_size
@@ -120,16 +143,16 @@ class UsageSender:
         events = await (self._journal.newest(limit) if newest_first else self._journal.oldest(limit))
         if newest_first and len(events) < limit:
             return []  # no backlog: the other lane has it all
-        batch = [event for event in events if event.sequence not in self._pace.in_flight][:size]
+        batch = _up_to(size, [event for event in events if event.sequence not in self._pace.in_flight])
         self._pace.in_flight.update(event.sequence for event in batch)
         return batch
 
     async def _send(self, batch: list[JournalledEvent]) -> None:
         try:
-            request = usage_service_pb2.RecordUsageRequest(
-                router_id=self._router_id, epoch=self._journal.epoch, events=[_event(entry) for entry in batch]
+            request = record_usage_request(
+                self._router_id, self._journal.epoch, [(event.payload, event.sequence) for event in batch]
             )
-            response = await self._stub.RecordUsage(request, timeout=self._settings.call_timeout_s)
+            response = await self._record_usage(request, timeout=self._settings.call_timeout_s)
         except grpc.aio.AioRpcError as error:
             self._metrics.send_failures.labels(error.code().name).inc()
             if self._pace.failures == 0:
@@ -145,7 +168,7 @@ class UsageSender:
         done: list[int] = []
         buried: list[tuple[int, str]] = []
         for entry, result in zip(batch, response.results, strict=False):
-            self._metrics.sent.labels(usage_service_pb2.RecordDisposition.Name(result.disposition).lower()).inc()
+            self._metrics.sent.labels(_name(result.disposition)).inc()
             if result.disposition in _DONE:
                 done.append(entry.sequence)
             elif reason := _BURIED.get(result.disposition):
@@ -155,42 +178,51 @@ class UsageSender:
             await self._journal.remove(done)
         if buried:
             await self._journal.bury(buried)
+        asked_pause_s = response.min_send_interval.ToTimedelta().total_seconds()
         if len(done) + len(buried) < len(batch):
-            self._slow_down(0.0)
+            self._slow_down(asked_pause_s)
             return
         if self._pace.failures:
             _log.info("usage.reachable_again", after_failures=self._pace.failures)
         self._pace.failures = 0
         self._metrics.backoff_seconds.set(0)
-        self._pace.not_before_s = self._now_s() + response.min_send_interval.ToTimedelta().total_seconds()
+        self._pace.not_before_s = self._now_s() + min(asked_pause_s, _LONGEST_ASKED_PAUSE_S)
 
     def _slow_down(self, at_least_s: float) -> None:
         """Wait longer with each failure, with full jitter so that routers do not come back all at once."""
         ceiling_s = min(
             self._settings.max_backoff_s, self._settings.first_backoff_s * 2.0 ** min(self._pace.failures, 20)
         )
-        pause_s = max(at_least_s, ceiling_s * self._jitter())
+        pause_s = max(min(at_least_s, _LONGEST_ASKED_PAUSE_S), ceiling_s * self._jitter())
         self._pace.failures += 1
         self._pace.not_before_s = self._now_s() + pause_s
         self._metrics.backoff_seconds.set(pause_s)
+        self._wake()  # what one lane could not send is the other's as well
 
-    async def _wait_for_turn(self) -> None:
-        pause_s = self._pace.not_before_s - self._now_s()
+    async def _pause(self, pause_s: float) -> None:
+        """Sleep, unless the sender is asked to stop: then there is no time to lose."""
         if pause_s > 0:
-            await asyncio.sleep(pause_s)
-
-    async def _wait_for_more(self) -> None:
-        self._something_new.clear()
-        await self._something_new.wait()
-        if not self._stopping:
-            await asyncio.sleep(self._settings.gather_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stop_asked.wait()
 
 
-def _event(entry: JournalledEvent) -> usage_event_pb2.UsageEvent:
-    """The event as it was frozen, with its number; the same bytes on every resend."""
-    event = usage_event_pb2.UsageEvent.FromString(entry.payload)
-    event.sequence = entry.sequence
-    return event
+def _up_to(count: int, events: list[JournalledEvent]) -> list[JournalledEvent]:
+    """As many events from the front as fit into one batch; at least one, however large."""
+    batch: list[JournalledEvent] = []
+    size_bytes = 0
+    for event in events[:count]:
+        size_bytes += len(event.payload)
+        if batch and size_bytes > MAX_BATCH_BYTES:
+            break
+        batch.append(event)
+    return batch
+
+
+def _name(disposition: int) -> str:
+    """A label for the metric; a value of a later version of the contract is `unknown`, and such an event is resent."""
+    known = usage_service_pb2.RecordDisposition.DESCRIPTOR.values_by_number.get(disposition)
+    return "unknown" if known is None else known.name.lower()
 
 
 def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
