@@ -84,6 +84,15 @@ e2e: $(VENV)/.dev ## real processes, then the coverage of all runs together
 	@$(BIN)/coverage combine --quiet --keep .coverage.*
 	@$(BIN)/coverage report
 
+$(VENV)/.real: $(VENV)/.dev requirements/real.txt
+	$(PYTHON) -m venv $(VENV)/real
+	$(BIN)/uv pip install --quiet --python $(VENV)/real --require-hashes -r requirements/real.txt
+	@touch $@
+
+.PHONY: test-real
+test-real: $(VENV)/.real ## opt-in: stream from a real llama.cpp server; compiles for minutes
+	LLAMA_PYTHON=$(VENV)/real/bin/python $(BIN)/python -m pytest tests/real -s
+
 .PHONY: bench
 bench: $(VENV)/.dev ## measure, and print the figures
 	$(BIN)/python -m tests.bench
@@ -92,6 +101,7 @@ bench: $(VENV)/.dev ## measure, and print the figures
 lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/real.in -o requirements/real.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
 
 .PHONY: clean
