@@ -132,3 +132,87 @@ def test_an_update_can_mend_a_broken_configuration() -> None:
     _, config = change_from_proto(request, NAMES).apply(row("[]"))
 
     assert config == {"preferred_provider": "groq"}
+
+
+def test_a_key_and_its_provider_that_were_swapped_are_not_quoted() -> None:
+    create = pb.CreateTenantRequest(name="Acme", provider_tokens={"gsk_canary_12345678": "groq"})
+    store = pb.SetProviderTokenRequest(tenant_id=ACME, provider="gsk_canary_12345678", token="groq")
+
+    with pytest.raises(InvalidRequest) as refused_create:
+        new_tenant_from_proto(create, NAMES)
+    with pytest.raises(InvalidRequest) as refused_store:
+        new_token_from_proto(store, NAMES)
+
+    assert "canary" not in repr((refused_create.value.violations, refused_store.value.violations))
+    assert violated(refused_create.value) == {"provider_tokens"}
+    assert violated(refused_store.value) == {"provider", "token"}
+
+
+def test_two_spellings_of_one_provider_are_refused() -> None:
+    request = pb.CreateTenantRequest(name="Acme", provider_tokens={"Groq": "gsk_12345678", "groq": "gsk_12345679"})
+
+    with pytest.raises(InvalidRequest) as refused:
+        new_tenant_from_proto(request, NAMES)
+
+    assert violated(refused.value) == {"provider_tokens['groq']"}
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "two\nlines", "nul\x00", "\x1b[31mred"])
+def test_a_name_is_one_line_of_1_to_200_characters(name: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        new_tenant_from_proto(pb.CreateTenantRequest(name=name), NAMES)
+
+    assert violated(refused.value) == {"name"}
+
+
+def test_a_refusal_is_no_larger_than_it_needs_to_be() -> None:
+    request = pb.UpdateTenantRequest(tenant_id=ACME, update_mask=FieldMask(paths=["nothing"] * 10_000))
+
+    with pytest.raises(InvalidRequest) as refused:
+        change_from_proto(request, NAMES)
+
+    assert len(refused.value.violations) == 50
+
+
+def test_too_many_allowed_providers_and_a_negative_version_are_refused() -> None:
+    request = pb.UpdateTenantRequest(
+        tenant_id=ACME,
+        inference_config=pb.InferenceConfig(allowed_providers=["groq"] * 65),
+        expected_config_version=-1,
+    )
+
+    with pytest.raises(InvalidRequest) as refused:
+        change_from_proto(request, NAMES)
+
+    assert violated(refused.value) == {"inference_config.allowed_providers", "expected_config_version"}
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_weight_is_a_number_that_is_not_negative(weight: float) -> None:
+    config = pb.InferenceConfig(score_weights={"price": weight})
+
+    with pytest.raises(InvalidRequest) as refused:
+        new_tenant_from_proto(pb.CreateTenantRequest(name="Acme", inference_config=config), NAMES)
+
+    assert violated(refused.value) == {"inference_config.score_weights['price']"}
+
+
+@pytest.mark.parametrize("stored", ["[" * 100_000, '{"preferred_provider": "gr', "null"])
+def test_an_update_starts_from_nothing_where_the_stored_configuration_cannot_be_read(stored: str) -> None:
+    request = pb.UpdateTenantRequest(tenant_id=ACME, inference_config=pb.InferenceConfig(auto_failover=False))
+
+    _, config = change_from_proto(request, NAMES).apply(row(stored))
+
+    assert config == {"auto_failover": False}
+
+
+def test_replacing_the_whole_configuration_drops_what_the_request_does_not_say() -> None:
+    request = pb.UpdateTenantRequest(
+        tenant_id=ACME,
+        inference_config=pb.InferenceConfig(preferred_models={"Groq": "llama-3.3-70b-versatile"}),
+        update_mask=FieldMask(paths=["inference_config"]),
+    )
+
+    _, config = change_from_proto(request, NAMES).apply(row('{"preferred_provider": "groq", "of_a_newer_version": 1}'))
+
+    assert config == {"preferred_models": {"groq": "llama-3.3-70b-versatile"}}
