@@ -159,7 +159,7 @@ def _no_usable_key(tenant_id: UUID, provider: str, why_unusable: str | None) -> 
     return ServiceError(
         Category.FAILED_PRECONDITION,
         "PROVIDER_KEY_UNUSABLE" if why_unusable else "PROVIDER_KEY_MISSING",
-        f"tenant {tenant_id} {problem}; run: turnpike tenants set-token --tenant {tenant_id} {provider}",
+        f"tenant {tenant_id} {problem}; run: turnpike tenants set-token {tenant_id} {provider}",
         metadata={"tenant_id": str(tenant_id), "provider": provider},
     )
 

@@ -121,7 +121,7 @@ class RowReader:
                 row,
                 f"llm_tokens.{provider}",
                 "holds a key in clear, which this profile does not accept; "
-                f"run: turnpike tenants set-token --tenant {row.id} {provider}",
+                f"run: turnpike tenants set-token {row.id} {provider}",
             )
         secret = checked_token(text)
         if secret is None:

@@ -258,7 +258,7 @@ def unknown_tenant(tenant_id: UUID) -> ServiceError:
     return ServiceError(
         Category.NOT_FOUND,
         "UNKNOWN_TENANT",
-        f"there is no tenant {tenant_id}; create it with: turnpike tenants create",
+        f"there is no tenant {tenant_id}; create it with: turnpike tenants create NAME --id {tenant_id}",
         metadata={"tenant_id": str(tenant_id)},
     )
 

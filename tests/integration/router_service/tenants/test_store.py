@@ -99,7 +99,7 @@ async def test_where_keys_in_clear_are_not_accepted_the_tenant_is_refused_with_t
     await production.store.create(ACME, "Acme", {}, {})
     await production.psql.execute("UPDATE tenants SET llm_tokens = jsonb_build_object('groq', $1::text)", KEY)
 
-    with pytest.raises(ServiceError, match="turnpike tenants set-token") as refused:
+    with pytest.raises(ServiceError, match=f"turnpike tenants set-token {ACME} groq") as refused:
         await production.store.get(ACME)
 
     assert refused.value.reason == "TENANT_CONFIG_INVALID"
