@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -14,7 +15,11 @@ from turnpike.usage.v1 import quota_service_pb2, quota_service_pb2_grpc
 
 _TIMEOUT_S = 2.0
 _MAX_TENANTS = 10_000
-_BATCH = 50  # tenants asked about per round, so that one round stays short
+_BATCH = 1000  # tenants asked about per round, so that one round stays short
+_AT_ONCE = 8
+_RETRY_TENANT_S = 30.0  # for a tenant that usage_service cannot answer
+_LONGEST_PAUSE_S = 30.0  # while usage_service is away
+_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _IDLE_S = 60.0  # a tenant that nobody asked about for so long is forgotten
 
 
@@ -35,6 +40,8 @@ class LimitCache:
         self._stub = quota_service_pb2_grpc.QuotaServiceStub(channel)
         self._now_s = now_s
         self._positions: OrderedDict[UUID, _Position] = OrderedDict()
+        self._outages_in_a_row = 0
+        self._not_before_s = 0.0
 
     def headroom(self, tenant_id: UUID, provider: str, model: str) -> LimitHeadroom | None:
         """See `routing.ports.LimitLevels`."""
@@ -57,12 +64,36 @@ class LimitCache:
         now_s = self._now_s()
         for tenant_id in [key for key, entry in self._positions.items() if now_s - entry.asked_at_s > _IDLE_S]:
             del self._positions[tenant_id]
+        if now_s < self._not_before_s:
+            return
         due = [key for key, entry in self._positions.items() if now_s >= entry.refresh_at_s][:_BATCH]
-        for tenant_id in due:
+        if self._outages_in_a_row:
+            due = due[:1]  # one tenant is enough to see whether usage_service is back
+        waiting = iter(due)
+        await asyncio.gather(*(self._work_through(waiting) for _ in range(min(_AT_ONCE, len(due)))))
+
+    async def _work_through(self, waiting: Iterator[UUID]) -> None:
+        """Ask for one tenant after the other, until none is left or usage_service is away."""
+        for tenant_id in waiting:
             try:
                 await self._refresh_one(tenant_id)
-            except grpc.aio.AioRpcError:
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _AWAY:
+                    self._pause()
+                    return
+                # One tenant's trouble is not the others': they are asked for all the same.
+                if (position := self._positions.get(tenant_id)) is not None:
+                    position.refresh_at_s = self._now_s() + _RETRY_TENANT_S
+            self._outages_in_a_row = 0
+            if self._now_s() < self._not_before_s:
                 return
+
+    def _pause(self) -> None:
+        now_s = self._now_s()
+        if now_s < self._not_before_s:
+            return  # another of this round has met the same outage
+        self._outages_in_a_row += 1
+        self._not_before_s = now_s + min(_LONGEST_PAUSE_S, 2.0 ** min(self._outages_in_a_row - 1, 10))
 
     async def _refresh_one(self, tenant_id: UUID) -> None:
         request = quota_service_pb2.CheckRateLimitStatusRequest(tenant_id=str(tenant_id))

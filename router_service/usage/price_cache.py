@@ -17,6 +17,7 @@ _log = structlog.get_logger(__name__)
 _TIMEOUT_S = 5.0
 _PAGE_SIZE = 1000
 _MAX_ASKED = 1000
+_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 class PriceCache:
@@ -43,7 +44,9 @@ class PriceCache:
         try:
             self._prices = await self._read_book()
             for provider, model in [key for key, price in self._asked.items() if price is None]:
-                self._asked[provider, model] = await self._ask(provider, model)
+                price = await self._ask(provider, model)
+                if (provider, model) in self._asked:  # else it gave way to a model asked for since
+                    self._asked[provider, model] = price
         except grpc.aio.AioRpcError as error:
             _log.debug("prices.not_refreshed", code=error.code().name, held=len(self._prices))
 
@@ -74,9 +77,9 @@ class PriceCache:
         try:
             answer = await self._stub.CalculateCost(request, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                return None
-            raise
+            if error.code() in _AWAY:
+                raise
+            return None  # this model's trouble is not the others'
         if answer.pricing_state != token_usage_pb2.PRICING_STATE_PRICED:
             return None
         return _from_proto(answer.price)
