@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -39,11 +39,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}", re.ASCII)
 _INFRASTRUCTURE_PREFIX = "/grpc."
 _MAX_INFRASTRUCTURE_CALLS = 100
 _OVERLOADED_RETRY_AFTER_S = 1.0
+_MAX_ABORT_S = 5.0
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
+if TYPE_CHECKING:  # the stubs make it generic; at run time it is not
+    _Handler = grpc.RpcMethodHandler[Any, Any]
+
 # context: grpc.aio.ServicerContext, whose type lacks half of its methods.
-_Handler = grpc.RpcMethodHandler[Any, Any]
 _Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -157,7 +160,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                     raise  # nobody is there to be told; gRPC drops it
                 status = self._status(call, error, timed_out=scope.expired())
                 outcome = _CODES[status.code]
-                await _abort(context, call, status, error)
+                await _abort(context, call, status, error, timeout_s=limits.write_timeout_s)
             else:
                 outcome = _code_of(context)
                 return response
@@ -215,14 +218,21 @@ def _is_gone(context: Any) -> bool:
     return bool(context.cancelled() or context.done())
 
 
-async def _abort(context: Any, call: Call, status: status_pb2.Status, error: Exception) -> NoReturn:
+async def _abort(
+    context: Any, call: Call, status: status_pb2.Status, error: Exception, *, timeout_s: float
+) -> NoReturn:
     trailing: list[tuple[str, str | bytes]] = [
         (REQUEST_ID_KEY, call.request_id),
         (STATUS_DETAILS_KEY, status.SerializeToString()),
     ]
     if isinstance(error, ServiceError) and error.retry_after_s is not None:
         trailing.append((PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
-    await context.abort(_CODES[status.code], status.message, tuple(trailing))
+    try:
+        async with asyncio.timeout(min(timeout_s, _MAX_ABORT_S)):
+            await context.abort(_CODES[status.code], status.message, tuple(trailing))
+    except TimeoutError:
+        # The status stands in line behind messages that the caller does not take. gRPC keeps it; we keep nothing.
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
 
 

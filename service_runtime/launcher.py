@@ -30,6 +30,7 @@ _POLL_S = 0.1
 _POSTGRES_CHECK_S = 1.0
 # A service drains for 30 s by default and then cleans up.
 _STOP_GRACE_S = 40.0
+_POSTGRES_GRACE_S = 20.0
 
 
 class _Failed(Exception):
@@ -54,7 +55,8 @@ class Launcher:
     def run(self) -> int:
         """Start everything, serve until a signal comes or something ends; the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs have it
+                signal.signal(number, self._on_signal)
         exit_code = 0
         try:
             with tempfile.TemporaryDirectory(prefix="turnpike-") as socket_dir:
@@ -70,7 +72,7 @@ class Launcher:
             exit_code = EXIT_FAILED
         finally:
             if self._postgres is not None:
-                self._postgres.stop()
+                self._postgres.stop(grace_s=_POSTGRES_GRACE_S if self._signals < 2 else 0.5)
         return exit_code
 
     def _start(self, socket_dir: Path) -> None:

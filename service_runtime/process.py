@@ -120,6 +120,7 @@ def notify_supervisor(message: str) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
         try:
             client.sendto(message.encode(), address)
         except OSError as error:

@@ -27,7 +27,7 @@ class Child:
         path = socket_dir / f"{module}.sock"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - a module of ours
             [sys.executable, "-m", module],
             env={**environment, "NOTIFY_SOCKET": str(path)},
             stdin=subprocess.DEVNULL,
