@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -21,6 +21,7 @@ from router_service.usage.encode import interrupted_event, settled_event
 from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
 from router_service.usage.journal_space import JournalSpace
+from router_service.usage.log_mending import mend_log
 from router_service.usage.metrics import UsageMetrics
 from service_runtime.startup import StartupError
 
@@ -77,10 +78,13 @@ class SqliteJournal:
         except OSError as error:
             raise _unwritable(directory, error) from error
         try:
+            log_aside = mend_log(directory / FILE_NAME, now_s=now_s())
             connection, recovery = open_journal(directory, new_epoch=new_epoch, now_s=now_s)
         except (OSError, sqlite3.Error) as error:
             os.close(lock)
             raise _unwritable(directory, error) from error
+        if log_aside is not None and recovery.set_aside is None:
+            recovery = replace(recovery, set_aside=log_aside)
         _report(recovery, directory, metrics)
         space = JournalSpace(directory, max_bytes=max_bytes, metrics=metrics)
         return cls(connection, lock, recovery, space, metrics)
