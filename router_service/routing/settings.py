@@ -17,7 +17,7 @@ class RoutingSettings:
     answer_margin_s: float = 0.05  # taken off the caller's deadline, so that we can still say what happened
     total_s: float = 600.0  # cap of a request without a deadline
     max_unread: int = 256 * 1024  # waiting for a slow caller before the provider is held back
-    max_answer: int = 16 * 1024 * 1024  # a longer answer is a fault of the provider
+    max_answer: int = 4 * 1024 * 1024  # what gRPC clients take in one message; a longer one is the provider's fault
     drain_s: float = 30.0  # how long a stream whose caller left is read to its end
     max_drain: int = 4 * 1024 * 1024
     max_draining: int = 64  # streams without a caller at once; beyond, they are cut
