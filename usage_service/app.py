@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from contextlib import AsyncExitStack
@@ -97,6 +98,9 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         server = GrpcServer.from_settings(settings, metrics)
         _add_services(server, settings, recorder, pricing, postgres)
         await server.start()
+        # What lives as long as the process need not be looked through again and again.
+        gc.collect()
+        gc.freeze()
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)
         _log.info("usage.ready", address=server.address)

@@ -28,6 +28,7 @@ class LedgerUnderTest:
     """The parts of the write side, and a connection of the owner to look behind them."""
 
     postgres: Postgres
+    owner: Postgres
     partitions: Partitions
     store: PostgresLedger
     pricing: Pricing
@@ -67,7 +68,7 @@ async def ledger_on(
         monotonic_s=time.monotonic,
     )
     try:
-        yield LedgerUnderTest(postgres, partitions, store, pricing, recorder, metrics, retries, connection)
+        yield LedgerUnderTest(postgres, owner, partitions, store, pricing, recorder, metrics, retries, connection)
     finally:
         await connection.close()
         await postgres.close()

@@ -134,15 +134,29 @@ class EventRules:
     newest_ahead: timedelta = timedelta(minutes=5)
     providers: frozenset[str] = CATALOGUE_PROVIDERS
 
+    def at(self, now: datetime) -> Acceptance:
+        """The rules as they apply to what arrives now."""
+        oldest, newest = now - self.oldest_age, now + self.newest_ahead
+        return Acceptance(self.providers, _unix_ms(oldest), _unix_ms(newest))
 
-def validate(event: ReportedEvent, rules: EventRules, now: datetime) -> UsageEvent | tuple[Violation, ...]:
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What is accepted at a moment: known providers, and usage times in milliseconds since 1970, both included."""
+
+    providers: frozenset[str]
+    oldest_unix_ms: int
+    newest_unix_ms: int
+
+
+def validate(event: ReportedEvent, accepted: Acceptance) -> UsageEvent | tuple[Violation, ...]:
     """The event with every field parsed and in range, or everything that is wrong with it."""
     found: list[Violation] = []
     event_id = _uuid("event_id", event.event_id, found)
     tenant_id = _uuid("tenant_id", event.tenant_id, found)
     request_id = _uuid("request_id", event.request_id, found)
-    used_at = None if event_id is None else _usage_time(event_id, rules, now, found)
-    _check_texts(event, rules, found)
+    used_at = None if event_id is None else _usage_time(event_id, accepted, found)
+    _check_texts(event, accepted, found)
     _check_numbers(event, found)
     if event.labels:
         _check_labels(event.labels, found)
@@ -179,7 +193,11 @@ def validate(event: ReportedEvent, rules: EventRules, now: datetime) -> UsageEve
 
 def usage_time_of(event_id: UUID) -> datetime:
     """The millisecond in a UUIDv7."""
-    return _EPOCH + timedelta(milliseconds=event_id.int >> 80)
+    return _instant(event_id.int >> 80)
+
+
+def _instant(unix_ms: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=unix_ms)
 
 
 def _uuid(field: str, text: str, found: list[Violation]) -> UUID | None:
@@ -192,21 +210,17 @@ def _uuid(field: str, text: str, found: list[Violation]) -> UUID | None:
     return UUID(int=int(text.replace("-", ""), 16))
 
 
-def _usage_time(event_id: UUID, rules: EventRules, now: datetime, found: list[Violation]) -> datetime | None:
+def _usage_time(event_id: UUID, accepted: Acceptance, found: list[Violation]) -> datetime | None:
     bits = event_id.int
     if (bits >> 76) & 0xF != 7 or (bits >> 62) & 0b11 != 0b10:
         found.append(Violation("event_id", f"must be a UUIDv7, whose first 48 bits are the usage time, not {event_id}"))
         return None
     unix_ms = bits >> 80
-    oldest, newest = now - rules.oldest_age, now + rules.newest_ahead
     # Compared as milliseconds: 48 bits reach past the last year that datetime knows.
-    if not _unix_ms(oldest) <= unix_ms <= _unix_ms(newest):
+    if not accepted.oldest_unix_ms <= unix_ms <= accepted.newest_unix_ms:
+        oldest, newest = (_instant(ms).isoformat() for ms in (accepted.oldest_unix_ms, accepted.newest_unix_ms))
         found.append(
-            Violation(
-                "event_id",
-                f"its usage time, {unix_ms} ms after 1970, "
-                f"must lie between {oldest.isoformat()} and {newest.isoformat()}",
-            )
+            Violation("event_id", f"its time, {unix_ms} ms after 1970, must lie between {oldest} and {newest}")
         )
         return None
     return usage_time_of(event_id)
@@ -216,9 +230,9 @@ def _unix_ms(instant: datetime) -> int:
     return (instant - _EPOCH) // timedelta(milliseconds=1)
 
 
-def _check_texts(event: ReportedEvent, rules: EventRules, found: list[Violation]) -> None:
-    if event.provider not in rules.providers:
-        known = ", ".join(sorted(rules.providers))
+def _check_texts(event: ReportedEvent, accepted: Acceptance, found: list[Violation]) -> None:
+    if event.provider not in accepted.providers:
+        known = ", ".join(sorted(accepted.providers))
         found.append(Violation("provider", f"must be one of {known}, not {event.provider[:60]!r}"))
     # A request that Turnpike refused may have named no model.
     if not event.model and event.provider != REFUSED_BY_TURNPIKE:

@@ -11,7 +11,6 @@ from decimal import Decimal
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Protocol, assert_never
-from uuid import UUID
 
 from service_runtime.errors import Category, ServiceError
 from usage_service.domain.pricing import PriceBook, PricingState, price_usage
@@ -163,8 +162,8 @@ class Recorder:
             self._metrics.batches_waiting(self._waiting)
 
     async def _record(self, batch: Batch) -> list[Outcome]:
-        now = self._now()
-        parsed = [validate(submission.event, self._rules, now) for submission in batch.submissions]
+        accepted = self._rules.at(self._now())
+        parsed = [validate(submission.event, accepted) for submission in batch.submissions]
         book = await self._pricing.book_for(
             ModelUse(event.reported.provider, event.reported.model, event.used_at)
             for event in parsed
@@ -173,23 +172,25 @@ class Recorder:
         hashes = [_content_hash(submission.payload) for submission in batch.submissions]
 
         # Only the first event with an id goes to the ledger; what came of it decides on the others.
-        first_rows: dict[UUID, LedgerRow] = {}
+        rows: list[LedgerRow] = []
+        row_of: dict[int, int] = {}
+        is_first: list[bool] = []
         for event, content_hash in zip(parsed, hashes, strict=True):
-            if isinstance(event, UsageEvent) and event.event_id not in first_rows:
-                first_rows[event.event_id] = _row(event, content_hash, batch, book)
-        stored = dict(zip(first_rows, await self._ledger.store(list(first_rows.values())), strict=True))
+            is_first.append(isinstance(event, UsageEvent) and event.event_id.int not in row_of)
+            if isinstance(event, UsageEvent) and is_first[-1]:
+                row_of[event.event_id.int] = len(rows)
+                rows.append(_row(event, content_hash, batch, book))
+        stored = await self._ledger.store(rows)
 
         outcomes: list[Outcome] = []
-        answered: set[UUID] = set()
-        for event, content_hash in zip(parsed, hashes, strict=True):
+        for event, content_hash, first in zip(parsed, hashes, is_first, strict=True):
             if isinstance(event, tuple):
                 outcomes.append(_rejected(event))
                 continue
-            row = first_rows[event.event_id]
-            outcome = _outcome(row, stored[event.event_id], content_hash, is_first=event.event_id not in answered)
+            place = row_of[event.event_id.int]
+            outcome = _outcome(rows[place], stored[place], content_hash, is_first=first)
             if outcome.disposition is Disposition.ACCEPTED and outcome.pricing_state is PricingState.UNPRICED:
                 self._metrics.event_unpriced(event.reported.provider)
-            answered.add(event.event_id)
             outcomes.append(outcome)
         await self._keep_aside(batch, outcomes)
         return outcomes

@@ -114,9 +114,10 @@ class PostgresLedger:
 
     async def _store_at_once(self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]) -> list[StoreOutcome]:
         async with self._postgres.transaction() as connection:
-            inserted = await _insert(connection, records)
-            if len(inserted) == len(rows):
+            new_ids = await _insert(connection, records)
+            if len(new_ids) == len(rows):
                 return [Inserted()] * len(rows)
+            inserted = set(new_ids)
             others = [row for row in rows if row.event.event_id not in inserted]
             held = await _find_stored(connection, others)
         return [
@@ -128,7 +129,7 @@ class PostgresLedger:
 _VANISHED = NotStoredNow("the row that was in the way has gone")
 
 
-async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> set[Any]:
+async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Insert and roll up; returns the ids that are new."""
     if len(records) >= COPY_FROM_ROWS:
         await connection.execute(_QUERIES["create_stage"])
@@ -138,7 +139,7 @@ async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) ->
         fetched = await connection.fetch(_INGEST_COPIED)
     else:
         fetched = await connection.fetch(_INGEST_ARRAYS, *zip(*records, strict=True))
-    return {record["id"] for record in fetched}
+    return [record["id"] for record in fetched]
 
 
 async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dict[Any, StoreOutcome]:

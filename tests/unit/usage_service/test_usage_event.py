@@ -15,17 +15,18 @@ from usage_service.domain.usage_event import EventRules, UsageEvent, Violation, 
 
 NOW = datetime(2026, 11, 20, 12, 30, 15, 250_000, tzinfo=UTC)
 RULES = EventRules()
+ACCEPTED = RULES.at(NOW)
 
 
 def violated(**overrides: Any) -> list[str]:
     """The fields that are found bad when these are overridden."""
-    verdict = validate(reported_event(NOW, **overrides), RULES, NOW)
+    verdict = validate(reported_event(NOW, **overrides), ACCEPTED)
     assert isinstance(verdict, tuple)
     return [violation.field for violation in verdict]
 
 
 def accepted(**overrides: Any) -> UsageEvent:
-    verdict = validate(reported_event(NOW, **overrides), RULES, NOW)
+    verdict = validate(reported_event(NOW, **overrides), ACCEPTED)
     assert isinstance(verdict, UsageEvent), verdict
     return verdict
 
@@ -118,7 +119,7 @@ def test_labels_are_bounded_in_number_key_and_value() -> None:
 def test_a_provider_must_be_known() -> None:
     assert violated(provider="acme") == ["provider"]
     rules = EventRules(providers=RULES.providers | {"acme"})
-    assert isinstance(validate(reported_event(NOW, provider="acme"), rules, NOW), UsageEvent)
+    assert isinstance(validate(reported_event(NOW, provider="acme"), rules.at(NOW)), UsageEvent)
 
 
 def test_a_model_is_needed_unless_turnpike_itself_refused() -> None:
@@ -183,8 +184,7 @@ def test_whatever_comes_is_either_accepted_or_explained(text: str, number: int, 
             labels=labels,
             provider_reported_cost_usd=text,
         ),
-        RULES,
-        NOW,
+        ACCEPTED,
     )
 
     assert isinstance(verdict, tuple)

@@ -1,5 +1,7 @@
 """The ledger's settings."""
 
+from decimal import Decimal
+
 import pytest
 
 from service_runtime.settings import SettingsError, load_settings
@@ -30,3 +32,26 @@ def test_rows_may_be_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USAGE_RAW_RETENTION_DAYS", "0")
 
     assert load_settings(UsageSettings).raw_retention_days == 0
+
+
+def test_default_limits_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_LIMITS", '{"groq": ["7 requests per 1m"]}')
+
+    (rule,) = load_settings(UsageSettings).default_limits
+
+    assert (rule.provider, rule.limit, rule.window_s) == ("groq", Decimal(7), 60)
+
+
+def test_a_limit_that_cannot_be_read_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_LIMITS", '{"groq": ["a few requests"]}')
+
+    with pytest.raises(SettingsError, match="USAGE_LIMITS"):
+        load_settings(UsageSettings)
+
+
+def test_minutes_are_kept_no_longer_than_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_MINUTE_ROLLUP_HOURS", "100")
+    monkeypatch.setenv("USAGE_HOUR_ROLLUP_DAYS", "3")
+
+    with pytest.raises(SettingsError, match="USAGE_HOUR_ROLLUP_DAYS"):
+        load_settings(UsageSettings)

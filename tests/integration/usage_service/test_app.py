@@ -1,0 +1,178 @@
+"""The whole service in one process, on a database that did not exist before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service_runtime.ids import uuid7
+from service_runtime.process import Lifecycle
+from tests.support.ledger import ledger_on
+from turnpike.usage.v1 import (
+    pricing_service_pb2,
+    pricing_service_pb2_grpc,
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    token_usage_pb2,
+    usage_event_pb2,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
+)
+from usage_service.app import serve
+from usage_service.domain.window import RollupRetention
+from usage_service.settings import UsageSettings
+from usage_service.storage.maintenance import Maintenance
+
+TENANT = str(uuid.uuid4())
+
+
+class Started(Lifecycle):
+    """A lifecycle that tells a test where the service listens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def ready(self, address: str = "", hint: str = "") -> None:
+        super().ready(address, hint)
+        self.address.set_result(address)
+
+
+@pytest.fixture
+async def channel(empty_database: str, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    settings = UsageSettings.model_validate(
+        {"database_url": empty_database, "port": 0, "data_dir": tmp_path, "log_level": "error"}
+    )
+    lifecycle = Started()
+    service = asyncio.create_task(serve(settings, lifecycle))
+    # A service that cannot start ends; the test then shows why instead of waiting for the address.
+    service.add_done_callback(lambda _: lifecycle.address.cancel())
+    try:
+        address = await lifecycle.address
+    except asyncio.CancelledError:
+        await service
+        raise
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield channel
+    lifecycle.request_stop()
+    await service
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def an_event() -> usage_event_pb2.UsageEvent:
+    event = usage_event_pb2.UsageEvent(
+        event_id=str(uuid7()),
+        tenant_id=TENANT,
+        request_id=str(uuid7()),
+        attempt=1,
+        provider="groq",
+        model="llama-3.3-70b-versatile",
+        status=usage_event_pb2.USAGE_STATUS_SUCCESS,
+        token_usage=token_usage_pb2.TokenUsage(input_tokens=1_000, output_tokens=500),
+        usage_source=token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER,
+        funding=token_usage_pb2.FUNDING_TENANT_KEY,
+        labels={"team": "search"},
+        task_type="chat",
+        sequence=1,
+    )
+    event.latency.FromMilliseconds(400)
+    return event
+
+
+async def test_what_is_recorded_is_seen_by_every_service(channel: grpc.aio.Channel) -> None:
+    usage = usage_service_pb2_grpc.UsageServiceStub(channel)
+    event = an_event()
+
+    recorded = await usage.RecordUsage(usage_service_pb2.RecordUsageRequest(router_id="router-1", events=[event]))
+    stats = await usage.GetTenantUsageStats(usage_service_pb2.GetTenantUsageStatsRequest(tenant_id=TENANT))
+    costs = await usage.ListDailyCosts(usage_service_pb2.ListDailyCostsRequest(tenant_id=TENANT))
+    failures = await usage.ListErrors(usage_service_pb2.ListErrorsRequest(tenant_id=TENANT))
+    records = await usage.ListUsageRecords(usage_service_pb2.ListUsageRecordsRequest(tenant_id=TENANT))
+    quota = await quota_service_pb2_grpc.QuotaServiceStub(channel).CheckRateLimitStatus(
+        quota_service_pb2.CheckRateLimitStatusRequest(tenant_id=TENANT, provider="groq")
+    )
+
+    assert recorded.results[0].disposition == usage_service_pb2.RECORD_DISPOSITION_ACCEPTED
+    assert (stats.total.requests, stats.total.cost.cost_usd) == (1, "0.000985000000")
+    assert costs.costs[0].cost.exact_usd == "0.000985000000"
+    assert len(failures.errors) == 0
+    assert records.records[0].event == event
+    assert {status.used for status in quota.statuses} >= {"1", "1500"}
+
+
+async def test_prices_are_served(channel: grpc.aio.Channel) -> None:
+    pricing = pricing_service_pb2_grpc.PricingServiceStub(channel)
+
+    cost = await pricing.CalculateCost(
+        pricing_service_pb2.CalculateCostRequest(
+            provider="LLM7", model="gpt-4o", input_tokens=1_000_000, output_tokens=1_000_000
+        )
+    )
+    book = await pricing.ListPrices(pricing_service_pb2.ListPricesRequest())
+
+    assert cost.cost_usd == "20.000000"
+    assert len(book.prices) == 11
+    assert {price.source for price in book.prices} == {"seed"}
+
+
+async def test_a_malformed_batch_is_refused_with_its_fields(channel: grpc.aio.Channel) -> None:
+    usage = usage_service_pb2_grpc.UsageServiceStub(channel)
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await usage.RecordUsage(usage_service_pb2.RecordUsageRequest(router_id="router-1"))
+
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1 to 1000 events" in (refused.value.details() or "")
+
+
+async def test_each_service_says_that_it_serves(channel: grpc.aio.Channel) -> None:
+    health: Any = health_pb2_grpc.HealthStub(channel)
+
+    for service in ("", "UsageService", "QuotaService", "PricingService"):
+        name = f"turnpike.usage.v1.{service}" if service else ""
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_maintenance_makes_partitions_ahead_and_drops_what_retention_says(ledger_database: str) -> None:
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    clock = [now]
+    async with ledger_on(ledger_database) as ledger:
+        maintenance = Maintenance(
+            ledger.owner,
+            ledger.partitions,
+            accept_back=timedelta(days=35),
+            raw_retention=timedelta(days=42),
+            rollup_retention=RollupRetention(),
+            now=lambda: clock[0],
+        )
+
+        for weeks in range(6):
+            clock[0] = now + timedelta(weeks=weeks)
+            await maintenance.run()
+
+        assert await partition_names(ledger.connection) == [
+            f"model_usage_stats_{datetime(2026, 11, 9, tzinfo=UTC) + timedelta(weeks=number):%Y%m%d}"
+            for number in range(9)
+        ]
+
+
+async def partition_names(connection: asyncpg.Connection[asyncpg.Record]) -> list[str]:
+    names = await connection.fetch(
+        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'model_usage_stats'::regclass"
+    )
+    return sorted(row["name"] for row in names)
