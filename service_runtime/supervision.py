@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from service_runtime.parent_death import with_parent
+from service_runtime import become
 
 _MAX_MESSAGE_BYTES = 4096
 
@@ -28,13 +27,12 @@ class Child:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._process = subprocess.Popen(  # noqa: S603 - a module of ours
-            [sys.executable, "-m", module],
+            # Killed, not asked: whoever starts next needs the ports at once, and the services are made to be killed.
+            become.command_line([sys.executable, "-m", module], parent_dies=signal.SIGKILL),
             env={**environment, "NOTIFY_SOCKET": str(path)},
             stdin=subprocess.DEVNULL,
             # Ctrl-C in the terminal is for the launcher, which stops the children one after the other.
             start_new_session=True,
-            # Killed, not asked: whoever starts next needs the ports at once, and the services are made to be killed.
-            preexec_fn=with_parent(os.getpid(), signal.SIGKILL),  # noqa: PLW1509 - the launcher has one thread
         )
 
     @property
