@@ -204,3 +204,8 @@ def from_wire(choices: type[_Choice], number: int) -> _Choice:
 def choice_types() -> tuple[type[StrEnum], ...]:
     """Every choice that crosses the wire."""
     return tuple(_WIRE)
+
+
+def numbers_of(choices: type[StrEnum]) -> dict[str, int]:
+    """The contract's own names and numbers for a choice."""
+    return dict(_WIRE[choices][1])

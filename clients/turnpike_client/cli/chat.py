@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from turnpike_client.cli.options import json_option, tenant_option
+from turnpike_client.cli.options import json_option, one_of, tenant_option
 from turnpike_client.cli.output import console, dollars, duration, one_line, print_json, printable
 from turnpike_client.cli.session import Session, pass_session
 from turnpike_client.completions import (
@@ -31,13 +31,13 @@ from turnpike_client.router_client import CompletionStream
 @click.option("--provider", help="Provider to use. Default: the router chooses.")
 @click.option("--model", help="Model to use. Default: the tenant's preference, else the provider's default.")
 @click.option("--system", "instructions", help="Instructions to the model.")
-@click.option("--task", type=click.Choice(list(TaskType)), help="What it is for; steers the choice of provider.")
+@click.option("--task", type=one_of(TaskType), help="What it is for; steers the choice of provider.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Upper bound of the answer's length.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 to 2.")
 @click.option(
     "--on-failure",
-    type=click.Choice(list(MidstreamFailure)),
-    default=MidstreamFailure.RESTART,
+    type=one_of(MidstreamFailure),
+    default=MidstreamFailure.RESTART.value,
     show_default=True,
     help="When a provider breaks off in mid-answer.",
 )
@@ -51,10 +51,10 @@ def chat(
     provider: str | None,
     model: str | None,
     instructions: str | None,
-    task: TaskType | None,
+    task: str | None,
     max_tokens: int | None,
     temperature: float | None,
-    on_failure: MidstreamFailure,
+    on_failure: str,
     as_json: bool,
     text: str,
 ) -> None:
@@ -63,7 +63,9 @@ def chat(
     messages = [system(instructions)] if instructions else []
     messages.append(user(question))
     options = _options(provider, model, task, max_tokens, temperature)
-    completion = session.run(_ask(session, tenant_id, messages, on_failure, options, show=not as_json))
+    completion = session.run(
+        _ask(session, tenant_id, messages, MidstreamFailure(on_failure), options, show=not as_json)
+    )
     if as_json:
         print_json(completion)
     else:
@@ -73,7 +75,7 @@ def chat(
 def _options(
     provider: str | None,
     model: str | None,
-    task: TaskType | None,
+    task: str | None,
     max_tokens: int | None,
     temperature: float | None,
 ) -> CompletionOptions:
@@ -102,7 +104,7 @@ async def _ask(
 ) -> Completion:
     async with (
         session.router_client() as router,
-        router.stream(tenant_id, messages, on_midstream_failure=MidstreamFailure(on_failure), **options) as stream,
+        router.stream(tenant_id, messages, on_midstream_failure=on_failure, **options) as stream,
     ):
         if not show:
             return await stream.completion()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import click
@@ -33,11 +34,11 @@ class Moment(click.ParamType[datetime]):
 def read_moment(text: str, now: datetime) -> datetime | None:
     """The point in time that `text` means, or None when it means none."""
     age = re.fullmatch(r"(\d{1,6})([smhdw])", text.strip())
-    if age:
-        return now - timedelta(**{_UNITS[age[2]]: int(age[1])})
     try:
+        if age:
+            return now - timedelta(**{_UNITS[age[2]]: int(age[1])})
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -54,6 +55,11 @@ class Pair(click.ParamType[tuple[str, str]]):
         if not separator or not name.strip():
             self.fail(f"{value!r} must be NAME=VALUE", param, ctx)
         return name.strip(), rest.strip()
+
+
+def one_of(choices: type[StrEnum]) -> click.Choice[str]:
+    """A choice by its value, such as `code`; click on its own would ask for the name of the member."""
+    return click.Choice([choice.value for choice in choices])
 
 
 def tenant_option(*, required: bool = True) -> Callable[[_Command], _Command]:

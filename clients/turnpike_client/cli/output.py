@@ -54,7 +54,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty:
     elif out.is_terminal:
         out.print(_framed(columns, lines), crop=False)
     else:
-        click.echo("\n".join(_plain(columns, lines)))
+        click.echo("\n".join(plain_table(columns, lines)))
 
 
 def _framed(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
@@ -71,7 +71,7 @@ def _framed(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _plain(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+def plain_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines of plain columns, as wide as they need to be."""
     grid = [[column.rstrip(">") for column in columns], *lines]
     widths = [max(cell_len(row[index]) for row in grid) for index in range(len(columns))]
@@ -142,7 +142,7 @@ def duration(value: timedelta | None) -> str:
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 100:
-        return f"{seconds:.2f} s"
+        return f"{seconds:.2f}".rstrip("0").rstrip(".") + " s"
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h"

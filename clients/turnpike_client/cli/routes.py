@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from turnpike_client.cli.options import json_option, tenant_option
+from turnpike_client.cli.options import json_option, one_of, tenant_option
 from turnpike_client.cli.output import print_json, print_table, yes_no
 from turnpike_client.cli.session import Session, pass_session
 from turnpike_client.completions import Model, Provider, RouteExplanation
@@ -56,7 +56,7 @@ def _payer(funding: Funding) -> str:
 
 @click.command()
 @tenant_option()
-@click.option("--task", type=click.Choice(list(TaskType)), default=TaskType.CHAT, show_default=True)
+@click.option("--task", type=one_of(TaskType), default=TaskType.CHAT.value, show_default=True)
 @click.option("--tokens", type=click.IntRange(min=0), default=0, help="Prompt and completion together.")
 @click.option("--provider", help="As a request that names this provider.")
 @click.option("--model", help="As a request that names this model.")
@@ -69,7 +69,7 @@ def explain(
     session: Session,
     *,
     tenant_id: str,
-    task: TaskType,
+    task: str,
     tokens: int,
     provider: str | None,
     model: str | None,

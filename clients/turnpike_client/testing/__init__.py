@@ -30,7 +30,8 @@ class FakeTurnpike:
     """Router and usage service; what they were told is in `router`, `tenants`, `ledger`, `quota` and `pricing`."""
 
     def __init__(self) -> None:
-        self.router = FakeRouter()
+        self.replies: list[Reply] = []  # what the router will answer, next first
+        self.router = FakeRouter(self.replies)
         self.tenants = FakeTenants()
         self.pricing = FakePricing()
         self.ledger = FakeLedger(self.pricing)
@@ -38,11 +39,6 @@ class FakeTurnpike:
         self.router_target = ""
         self.usage_target = ""
         self._servers: list[grpc.aio.Server] = []
-
-    @property
-    def replies(self) -> list[Reply]:
-        """What the router will answer, next first."""
-        return self.router.replies
 
     async def __aenter__(self) -> Self:
         router, self.router_target = _server()
@@ -60,6 +56,10 @@ class FakeTurnpike:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Break off every call and stop listening, as a service that goes away. Twice is fine."""
         for server in self._servers:
             await server.stop(grace=None)
 

@@ -24,8 +24,8 @@ class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
     `cancelled_request_count` counts the streams whose caller left. `explanation` and `providers` are answered as set.
     """
 
-    def __init__(self) -> None:
-        self.replies: list[Reply] = []
+    def __init__(self, replies: list[Reply]) -> None:
+        self.replies = replies
         self.requests: list[_Request] = []
         self.cancelled_request_count = 0
         self.explanation = router_service_pb2.ExplainRouteResponse(auto_failover=True)
