@@ -1,0 +1,81 @@
+"""Measure, and print the figures.
+
+    python -m tests.bench [--smoke] [--output FILE]
+    python -m tests.bench compare A.json B.json
+
+A run starts and ends everything it needs, loads only 127.0.0.1 and writes its figures to FILE as well. A missed target
+does not make it fail, because shared machines differ; not having every figure does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench.figures import read_results, write_results
+from tests.bench.processes import BenchFailed
+from tests.bench.report import machine, print_comparison, print_figures
+from tests.bench.scenarios import FULL, SMOKE, Bench, figure_names
+from tests.bench.site import running_site
+
+_MAX_RUN_S = 240
+_MAX_SMOKE_S = 90
+_TABLE_COLUMNS = 120
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0 with a table, 1 without one."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure Turnpike on this machine.")
+    parser.add_argument("--smoke", action="store_true", help="a short run that only shows that the bench works")
+    parser.add_argument("--output", type=Path, default=Path("bench-results.json"), help="default: %(default)s")
+    commands = parser.add_subparsers(dest="command")
+    compare = commands.add_parser("compare", help="hold the results of two runs against each other")
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    options = parser.parse_args(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=_TABLE_COLUMNS)
+    try:
+        if options.command == "compare":
+            print_comparison(console, read_results(options.before), read_results(options.after))
+        else:
+            _measure(console, options.output, smoke=options.smoke)
+    except (BenchFailed, AssertionError, OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(console: Console, output: Path, *, smoke: bool) -> None:
+    started_s = time.monotonic()
+    plan, limit_s = (SMOKE, _MAX_SMOKE_S) if smoke else (FULL, _MAX_RUN_S)
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.alarm(limit_s)
+    caption = machine()
+    with running_site() as site:
+        figures = Bench(site, plan).run()
+        signal.alarm(0)
+    missing = set(figure_names()) - {figure.name for figure in figures}
+    if missing:
+        raise BenchFailed(f"no value for {', '.join(sorted(missing))}")
+    took = f"{plan.rounds} alternated rounds in {time.monotonic() - started_s:.0f} s"
+    print_figures(console, figures, f"{caption}\n{took}{'; a smoke run: its figures mean little' if smoke else ''}")
+    write_results(output, figures)
+
+
+def _out_of_time(_number: int, _frame: object) -> None:
+    raise BenchFailed("out of time: the machine is too busy, or something hangs")
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
