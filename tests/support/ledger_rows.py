@@ -39,7 +39,7 @@ _FAILURES = ("overloaded", "timeout")
 def ledger_row(used_at: datetime, *, cost_usd: Decimal | None = Decimal("0.000985000000"), **event: Any) -> LedgerRow:
     """A row at a time, rounded down to the millisecond; `cost_usd` None is unpriced, `event` overrides its fields."""
     reported = reported_event(used_at, **event)
-    valid = validate(reported, _ANY_AGE, datetime(2026, 1, 1, tzinfo=UTC))
+    valid = validate(reported, _ANY_AGE.at(datetime(2026, 1, 1, tzinfo=UTC)))
     assert isinstance(valid, UsageEvent), valid
     if reported.tokens.total_tokens == 0:
         priced = PricedUsage(PricingState.NOTHING_CONSUMED, Decimal(0), None)
