@@ -69,7 +69,11 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
     metrics = Metrics()
     async with AsyncExitStack() as opened:
         catalog = _catalog(settings)
-        ring = _key_ring(settings)
+        ring = KeyRing.load(
+            settings.key_encryption_keys.get_secret_value(),
+            data_dir=settings.resolved_data_dir(),
+            is_development=settings.development,
+        )
         store, cache = await _tenants(settings, catalog, ring, metrics, opened)
 
         providers = build_providers(catalog, _http(settings))
@@ -156,18 +160,13 @@ async def _tenants(
     listener = Listener(
         dsn,
         [CHANNEL],
-        on_connect=partial(_forget_all, cache),
+        on_connect=cache.on_listening,
         on_notify=lambda _channel, payload: cache.on_notification(payload),
         role=role,
     )
     listener.start()
     opened.push_async_callback(listener.close)
     return store, cache
-
-
-async def _forget_all(cache: TenantCache) -> None:
-    """Nothing was kept for a listener that was away, so anything may have changed."""
-    cache.invalidate_all()
 
 
 def _unknown_tenant(settings: RouterSettings, tenant_id: UUID) -> Tenant | ServiceError:
@@ -196,18 +195,6 @@ def _http(settings: RouterSettings) -> HttpSettings:
         return HttpSettings(allowed_networks=parse_networks(texts), ca_file=settings.ca_file or None)
     except ValueError as error:
         raise StartupError(f"ROUTER_ALLOWED_NETWORKS: {error}") from error
-
-
-def _key_ring(settings: RouterSettings) -> KeyRing:
-    """The key-encryption keys: the operator's, or on the development profile one that is made at first use."""
-    if text := settings.key_encryption_keys.get_secret_value():
-        return KeyRing.parse(text)
-    if not settings.development:
-        raise StartupError(
-            "TURNPIKE_KEY_ENCRYPTION_KEYS is required on the production profile; make a key with "
-            "`openssl rand -base64 32` and set it to k1:<key>"
-        )
-    return KeyRing.in_file(settings.resolved_data_dir() / "keys" / "kek")
 
 
 def _system_credentials(
