@@ -36,9 +36,9 @@ def nobody_to_ask(plan: Plan) -> ServiceError:
     )
 
 
-def key_rejected(block: Block) -> ServiceError:
+def key_rejected(block: Block, plan: Plan) -> ServiceError:
     """The error of a request whose best candidate has a key of the tenant's own that the provider rejected lately."""
-    return _key_error(block.candidate, FailureKind.KEY_REJECTED, detail=None)
+    return _key_error(block.candidate, FailureKind.KEY_REJECTED, plan, detail=None)
 
 
 def provider_failed(
@@ -64,7 +64,7 @@ def provider_failed(
     kinds = {error.kind for error in errors}
     funding = candidate.funding
     if kinds <= _KEY_KINDS or (last.kind is FailureKind.KEY_REJECTED and funding is Funding.TENANT_KEY):
-        return _key_error(candidate, last.kind, detail=detail)
+        return _key_error(candidate, last.kind, plan, detail=detail)
     if kinds == {FailureKind.RATE_LIMITED}:
         return ServiceError(
             Category.RESOURCE_EXHAUSTED,
@@ -120,7 +120,7 @@ def _all_blocked(plan: Plan) -> ServiceError:
             metadata=_block_reasons(blocks),
         )
     if kinds <= _KEY_KINDS:
-        return _key_error(blocks[0].candidate, blocks[0].kind or FailureKind.KEY_REJECTED, detail=None)
+        return _key_error(blocks[0].candidate, blocks[0].kind or FailureKind.KEY_REJECTED, plan, detail=None)
     return ServiceError(
         Category.UNAVAILABLE,
         "ALL_TARGETS_FAILED",
@@ -130,11 +130,13 @@ def _all_blocked(plan: Plan) -> ServiceError:
     )
 
 
-def _key_error(candidate: Candidate, kind: FailureKind, *, detail: CompletionFailure | None) -> ServiceError:
+def _key_error(
+    candidate: Candidate, kind: FailureKind, plan: Plan, *, detail: CompletionFailure | None
+) -> ServiceError:
     funding = candidate.funding
     whose = "the tenant's own" if funding is Funding.TENANT_KEY else "the operator's"
     remedy = (
-        f"store another one: turnpike tenants set-token TENANT_ID {candidate.provider}"
+        f"store another one: turnpike tenants set-token {plan.tenant.id} {candidate.provider}"
         if funding is Funding.TENANT_KEY
         else f"set another {candidate.spec.system_key_env} for the router"
     )

@@ -222,7 +222,7 @@ class Router:
             tenant, Needs.of(request), request.task_type, now=now, remaining_s=deadline_at - now, luck=shared.luck
         )
         if plan.rejected_key is not None:
-            raise failures.key_rejected(plan.rejected_key)
+            raise failures.key_rejected(plan.rejected_key, plan)
         if not plan.ranked:
             raise failures.nobody_to_ask(plan)
         return plan
@@ -245,7 +245,8 @@ class Router:
         elif not spec.base_url and not spec.is_sandbox:
             reason = f"no address is set for {spec.display_name}"
         else:
-            reason = block.exclusion.explanation if block is not None else ""
+            # A breaker says nothing of whether the provider is set up; it has a field of its own.
+            reason = block.exclusion.explanation if block is not None and block.kind is not None else ""
         breaker = self._shared.scoreboard.health(candidate).breaker.state(now)
         return ProviderState(spec, reason, candidate.funding, breaker, self._today())
 

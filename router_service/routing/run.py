@@ -74,6 +74,7 @@ class Run:
         self._succession = Succession(shared, request, plan, self._watch, deadline_at=deadline_at)
         self._current: Attempt | None = None
         self._unsettled: list[Attempt] = []
+        self._holding_places: list[Attempt] = []
         self._summaries: list[AttemptSummary] = []
         self._errors: list[ProviderError] = []
         self._partial: tuple[TokenUsage | None, UsageSource] = (None, UsageSource.NONE)
@@ -157,11 +158,18 @@ class Run:
             )
         finally:
             self._current = None
-            shared.admission.leave_provider(candidate.provider)
-            if attempt.opened.attempt > 1:
-                shared.retry_budget = shared.retry_budget.further_attempt_ended()
+            self._give_back(attempt)
             self._learn(attempt, outcome)
         return outcome
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """Free the attempt's place at the provider and in the retry budget, once."""
+        if attempt not in self._holding_places:
+            return
+        self._holding_places.remove(attempt)
+        self._shared.admission.leave_provider(attempt.opened.provider)
+        if attempt.opened.attempt > 1:
+            self._shared.retry_budget = self._shared.retry_budget.further_attempt_ended()
 
     def _learn(self, attempt: Attempt, outcome: Outcome) -> None:
         board, now = self._shared.scoreboard, self._shared.monotonic()
@@ -235,6 +243,7 @@ class Run:
             shared.retry_budget = shared.retry_budget.further_attempt_started(shared.monotonic())
         attempt = Attempt(opened, candidate, started_at=shared.monotonic())
         self._unsettled.append(attempt)
+        self._holding_places.append(attempt)
         return attempt
 
     async def _settle(self, attempt: Attempt, outcome: Outcome, status: AttemptStatus, *, absorbed: bool) -> None:
@@ -357,6 +366,9 @@ class Run:
             self._shared.end_draining()
 
     async def _end_badly(self, error: Exception, reason: str) -> None:
+        for attempt in tuple(self._holding_places):  # opened, but the journal failed before it could run
+            self._give_back(attempt)
+            self._shared.scoreboard.abandoned(attempt.candidate)
         for attempt in tuple(self._unsettled):
             try:
                 await self._settle(attempt, Crashed(), AttemptStatus.ERROR, absorbed=False)

@@ -130,6 +130,7 @@ class FakeJournal:
         self.opened_attempts: list[AttemptOpened] = []
         self.rows: list[AttemptSettled] = []
         self.refuses_opening = False
+        self.breaks_settling = False
         self.gate: asyncio.Event | None = None
 
     async def opened(self, attempt: AttemptOpened) -> None:
@@ -143,6 +144,8 @@ class FakeJournal:
     async def settled(self, attempt: AttemptSettled) -> None:
         assert attempt.opened in self.opened_attempts, "settled an attempt that was never opened"
         assert all(row.opened.event_id != attempt.opened.event_id for row in self.rows), "settled twice"
+        if self.breaks_settling:
+            raise ServiceError(Category.UNAVAILABLE, "JOURNAL_BROKEN", "the disk is gone")
         self.rows.append(attempt)
         await asyncio.sleep(0)
 

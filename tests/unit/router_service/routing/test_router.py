@@ -745,6 +745,22 @@ async def test_a_failover_that_cannot_be_recorded_leaves_the_first_failure_visib
     assert rows(world) == [("groq", 1, AttemptStatus.ERROR, False)]
 
 
+async def test_an_end_that_cannot_be_recorded_is_no_success_and_frees_every_place() -> None:
+    world = World(
+        {"groq": FakeProvider([failure(FailureKind.TIMED_OUT)]), "llm7": FakeProvider()},
+        settings=RoutingSettings(max_running_per_provider=1, max_running_per_tenant=1),
+    )
+    world.journal.breaks_settling = True
+    error = await failure_of(world.router)
+    world.journal.breaks_settling = False
+
+    events = await events_of(world.router)
+
+    assert error.reason == "JOURNAL_BROKEN"
+    assert isinstance(events[-1], CompletionResult)
+    assert events[-1].provider == "llm7"
+
+
 async def test_a_fault_of_our_own_is_settled_and_raised_as_it_is() -> None:
     world = World({"groq": FakeProvider([text("a"), ZeroDivisionError("ours")])})
 
