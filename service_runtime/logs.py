@@ -57,6 +57,8 @@ def configure_logging(
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its attempts to reconnect, each with a traceback; callers report the outage in their own words.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
     # A full disk or a closed pipe under the logs must not fail what is being logged.
     logging.raiseExceptions = False
     structlog.configure(

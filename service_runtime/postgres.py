@@ -105,11 +105,13 @@ class Postgres:
         try:
             yield connection
         except CONNECTION_FAILURES as error:
+            await self._distrust_others(connection, error)
             raise _unavailable(error) from error
         except asyncpg.InterfaceError as error:
-            if connection.is_closed():
-                raise _unavailable(error) from error
-            raise
+            if not _is_lost(connection):
+                raise
+            await self._distrust_others(connection, error)
+            raise _unavailable(error) from error
         finally:
             await self._release(connection)
 
@@ -127,12 +129,27 @@ class Postgres:
         except TimeoutError:
             self._pool.terminate()
 
+    async def _distrust_others(self, connection: Connection, error: Exception) -> None:
+        """After a loss have every connection opened anew before its next use: a restart has cut all of them.
+
+        Otherwise each of them would cost one more caller an error.
+        """
+        if _is_lost(connection) or isinstance(error, asyncpg.InternalClientError):
+            await self._pool.expire_connections()
+
     async def _release(self, connection: Connection) -> None:
         try:
             await self._pool.release(connection, timeout=self._acquire_timeout_s)
-        except _ACQUIRE_FAILURES:
+        except _ACQUIRE_FAILURES as error:
             # The pool has dropped the connection. Whether the work was done is told by the block's own outcome.
-            connection.terminate()
+            log.info("postgres.connection_dropped", cause=type(error).__name__)
+
+
+def _is_lost(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True  # the pool took it back when it closed
 
 
 class translated_failures:  # noqa: N801 - used as a statement, like contextlib.suppress

@@ -56,9 +56,11 @@ async def test_a_watch_sees_each_change_and_ends_when_the_server_drains() -> Non
         server.set_serving(True)
         seen.append((await watch.read()).status)
         left = await asyncio.wait_for(server.drain(grace_s=30), 5)
-        seen += [message.status async for message in watch]
+        seen.append((await watch.read()).status)
+        end = await watch.read()
 
     assert seen == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert end is grpc.aio.EOF
     assert left == 0
 
 
@@ -127,10 +129,11 @@ async def test_a_drain_lets_a_stream_finish_and_refuses_new_calls() -> None:
         await server.draining.wait()
         refused = await client.failure("Unary", "late", timeout=1)
         release.set()
-        rest = [message.value async for message in call]
+        last, end = await call.read(), await call.read()
         left = await drained
 
-    assert rest == ["last"]
+    assert last.value == "last"
+    assert end is grpc.aio.EOF
     assert refused.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert left == 0
 
