@@ -22,6 +22,8 @@ from service_runtime.errors import Category, ServiceError
 _log = structlog.get_logger(__name__)
 
 _GROUP_LIMIT = 512
+_MAX_ERROR = 100  # SQLite quotes what it could not decode
+_DISK_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
 Statement = Callable[[sqlite3.Connection], Any]
 
@@ -70,7 +72,8 @@ class GroupCommit:
         """Run a statement in the next commit; its result, once that is on disk.
 
         Whoever stops waiting does not undo it: `then` runs on the event loop after the commit in any case.
-        Raises what the statement raised, or the space's `full()` when the disk or the journal is full.
+        Raises what the statement raised, or the space's `full()` when the disk or the journal is full, or
+        UNAVAILABLE JOURNAL_DAMAGED when SQLite cannot make sense of the file.
         """
         if self._is_closed:
             raise ServiceError(Category.UNAVAILABLE, "SHUTTING_DOWN", "the router is shutting down; retry elsewhere")
@@ -131,15 +134,17 @@ class GroupCommit:
                 self._remedy(group[0], error)
 
     def _remedy(self, work: _Work, error: sqlite3.Error) -> None:
-        """The disk is full: refuse what is new; for what is running, give up the reserve and write it."""
+        """When the disk is full: refuse what is new; for what is running, give up the reserve and write it."""
         if isinstance(error, sqlite3.IntegrityError):
             work.error = error
             return
-        _log.error("journal.write_failed", error=str(error))
-        if not work.needs_room and self._space.release_reserve():
+        _log.error("journal.access_failed", error=str(error)[:_MAX_ERROR])
+        if not _disk_refused(error):
+            work.error = _damaged()
+        elif not work.needs_room and self._space.release_reserve():
             self._write([work])
-            return
-        work.error = self._space.full()
+        else:
+            work.error = self._space.full()
 
     def _transact(self, group: list[_Work]) -> None:
         if self._connection.in_transaction:  # an earlier roll-back failed as well
@@ -155,6 +160,18 @@ class GroupCommit:
             raise
         self._metrics.commits.inc()
         self._metrics.group_size.observe(len(group))
+
+
+def _disk_refused(error: sqlite3.Error) -> bool:
+    """Whether the disk would not take it, as opposed to a file that cannot be understood."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF in _DISK_CODES
+
+
+def _damaged() -> ServiceError:
+    return ServiceError(
+        Category.UNAVAILABLE, "JOURNAL_DAMAGED", "the usage journal cannot be read; restart the router, which mends it"
+    )
 
 
 def _deliver(group: list[_Work]) -> None:

@@ -27,7 +27,12 @@ from service_runtime.startup import StartupError
 
 _log = structlog.get_logger(__name__)
 
-_SELECT = "SELECT sequence, payload, crc, written_at FROM outbox ORDER BY sequence"
+# A bit may turn a blob into text that is none, or a number into text: read as what it is meant to be, it is a payload
+# with a wrong checksum, and not an error that stops all that is behind it.
+_SELECT = (
+    "SELECT sequence, CAST(payload AS BLOB), CAST(crc AS INTEGER), CAST(written_at AS REAL) "
+    "FROM outbox ORDER BY sequence"
+)
 
 
 @dataclass(frozen=True, slots=True)

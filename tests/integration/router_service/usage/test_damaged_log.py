@@ -1,9 +1,10 @@
-"""A killed router leaves its last commits in SQLite's log only; a bad bit there must not cost what is behind it."""
+"""A bad bit, in SQLite's log or in a record, must not cost what is behind it."""
 
 from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,22 @@ async def test_a_write_that_the_kill_cut_short_is_no_damage(tmp_path: Path) -> N
 
     assert found == ids[:-1]
     assert journal.recovery.set_aside is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["payload = CAST(X'80' || payload AS TEXT)", "payload = 'text'", "crc = 'x'", "written_at = 'x', crc = 0"],
+)
+async def test_a_record_whose_type_a_bit_has_changed_does_not_hold_up_those_behind_it(
+    tmp_path: Path, damage: str
+) -> None:
+    directory = tmp_path / "journal"
+    ids = await killed(directory)
+    connection = sqlite3.connect(directory / "journal.sqlite")
+    connection.execute(f"UPDATE outbox SET {damage} WHERE sequence = 3")
+    connection.commit()
+    connection.close()
+
+    _, found = await recovered(directory)
+
+    assert found == ids[:2] + ids[3:]

@@ -40,7 +40,9 @@ class OnDisk(sqlite3.Connection):
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         if sql.startswith("INSERT") and self.disk.refuses():
-            raise sqlite3.OperationalError("database or disk is full")
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
         return super().execute(sql, *parameters)
 
 
@@ -136,6 +138,14 @@ async def test_a_fault_that_is_not_sqlites_reaches_those_who_wait_and_the_thread
             await journal.thread.do(broken)
 
     assert await outcomes(journal.write(needs_room=True)) == ["written"]
+
+
+async def test_a_file_that_cannot_be_understood_is_not_taken_for_a_full_disk(journal: Journal) -> None:
+    read = journal.thread.do(lambda db: db.execute("SELECT CAST(X'80' AS TEXT)").fetchone())
+
+    assert await outcomes(read) == ["JOURNAL_DAMAGED"]
+    assert await outcomes(journal.write(needs_room=True)) == ["written"]
+    assert journal.disk.reserve.exists()
 
 
 async def test_work_whose_waiter_left_is_done_all_the_same_and_its_end_is_told(journal: Journal) -> None:
