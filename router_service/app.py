@@ -25,6 +25,7 @@ from router_service.providers.egress import parse_networks
 from router_service.providers.provider_set import HttpSettings, build_providers
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.router import Router
+from router_service.routing.settings import RoutingSettings
 from router_service.settings import RouterSettings
 from router_service.tenants.cache import TenantCache
 from router_service.tenants.metrics import TenantMetrics
@@ -103,6 +104,14 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             limits=limits,
             metrics=RoutingMetrics(metrics.registry),
             new_event_id=uuid7,
+            settings=RoutingSettings(
+                max_attempts=settings.max_attempts,
+                max_running_per_tenant=settings.max_running_per_tenant,
+                max_running_per_provider=settings.max_running_per_provider,
+                total_s=settings.default_deadline_s,
+                drain_s=settings.drain_grace_s,
+                score_weights=settings.score_weights,
+            ),
         )
         for periodic in (
             Periodic("poll tenant versions", cache.poll_versions, interval_s=_VERSION_POLL_S, metrics=metrics),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from router_service.domain.scoring import TERM_NAMES
 from service_runtime.settings import ServiceSettings
 
 
@@ -49,8 +50,23 @@ class RouterSettings(ServiceSettings):
         "", description="networks beside the public internet that providers may be in, such as 10.1.0.0/16, by commas"
     )
     ca_file: str = Field("", description="further certificate authorities for providers, PEM")
+    max_attempts: PositiveInt = Field(3, description="attempts per request, all candidates together")
+    max_running_per_tenant: PositiveInt = Field(64, description="a tenant's requests at a time; more are refused")
+    max_running_per_provider: PositiveInt = Field(256, description="requests at a provider at a time")
+    score_weights: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description='JSON such as {"price": 3}: replaces weights of the task, under a tenant\'s own',
+    )
+
     max_prompt_characters: PositiveInt = Field(1_000_000, description="longer prompts are refused")
     journal_max_bytes: PositiveInt = Field(1 << 30, description="a fuller journal refuses new requests")
+
+    @field_validator("score_weights")
+    @classmethod
+    def _known_terms(cls, weights: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(set(weights) - TERM_NAMES):
+            raise ValueError(f"{', '.join(unknown)}: no score term; there are {', '.join(sorted(TERM_NAMES))}")
+        return weights
 
     @property
     def usage_address(self) -> str:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from router_service.settings import RouterSettings
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setenv("TURNPIKE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    return monkeypatch
+
+
+def test_the_development_profile_is_generous_and_production_is_not(environment: pytest.MonkeyPatch) -> None:
+    development = RouterSettings()
+    environment.setenv("TURNPIKE_PROFILE", "production")
+    production = RouterSettings()
+
+    assert (development.refuses_unknown_tenants, production.refuses_unknown_tenants) == (False, True)
+    assert (development.accepts_plaintext_keys, production.accepts_plaintext_keys) == (True, False)
+    assert (development.has_sandbox, production.has_sandbox) == (True, False)
+
+
+def test_the_usage_service_is_looked_for_where_its_port_is_set(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("USAGE_PORT", "6002")
+    by_port = RouterSettings()
+    environment.setenv("ROUTER_USAGE_TARGET", "usage.internal:50052")
+
+    assert by_port.usage_address == "127.0.0.1:6002"
+    assert RouterSettings().usage_address == "usage.internal:50052"
+
+
+def test_weights_are_read_as_json_and_unknown_terms_are_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ROUTER_SCORE_WEIGHTS", '{"price": 3}')
+    read = RouterSettings()
+    environment.setenv("ROUTER_SCORE_WEIGHTS", '{"luck": 3}')
+
+    assert read.score_weights == {"price": 3}
+    with pytest.raises(ValidationError, match="luck: no score term"):
+        RouterSettings()
+
+
+def test_keys_never_show_in_the_settings(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("GROQ_API_KEY", "gsk_canary_0123456789")
+
+    assert "canary" not in repr(RouterSettings()) + str(RouterSettings().model_dump())
