@@ -100,9 +100,9 @@ bench: $(VENV)/.dev ## measure, and print the figures
 .PHONY: lock
 lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml clients/pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/real.in -o requirements/real.txt
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml clients/pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
 
 .PHONY: clean
 clean: ## remove what the targets made; the data directory stays

@@ -55,7 +55,7 @@ class RouterSettings(ServiceSettings):
     max_running_per_provider: PositiveInt = Field(256, description="requests at a provider at a time")
     score_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict,
-        description='JSON such as {"price": 3}: replaces weights of the task, under a tenant\'s own',
+        description='JSON such as {"price": 3}: goes before the task, after the tenant',
     )
 
     max_prompt_characters: PositiveInt = Field(1_000_000, description="longer prompts are refused")
