@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from router_service.domain.catalog import ProviderNames
-from router_service.domain.scoring import TERM_NAMES
+from router_service.domain.scoring import MAX_WEIGHT, TERM_NAMES
 from router_service.domain.secret import Secret
 from router_service.domain.tenant import InferenceConfig
 from router_service.routing.ports import KeyVerdict
@@ -239,8 +238,8 @@ def _weights_from_proto(config: pb.InferenceConfig, checker: Checker) -> dict[st
         path = f"inference_config.score_weights[{term[:50]!r}]"
         if term not in TERM_NAMES:
             checker.refuse(path, f"is no score term; there are {', '.join(sorted(TERM_NAMES))}")
-        elif not 0 <= weight < math.inf:
-            checker.refuse(path, f"must be a number that is not negative, not {weight}")
+        elif not 0 <= weight <= MAX_WEIGHT:
+            checker.refuse(path, f"must be 0 to {MAX_WEIGHT:.0f}, not {weight}")
     return dict(config.score_weights)
 
 

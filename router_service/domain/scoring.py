@@ -66,6 +66,7 @@ TASK_WEIGHTS: Mapping[TaskType, Mapping[str, float]] = MappingProxyType(
     }
 )
 TERM_NAMES = frozenset(TASK_WEIGHTS[TaskType.CHAT])
+MAX_WEIGHT = 1e6  # a sum of huge weights would be infinite, and the score no number
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ quotes what stands in a row: a key may stand in any field, also as a name, by so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from router_service.domain.catalog import ProviderNames
-from router_service.domain.scoring import TERM_NAMES
+from router_service.domain.scoring import MAX_WEIGHT, TERM_NAMES
 from router_service.domain.secret import Secret
 from router_service.domain.tenant import Credential, InferenceConfig, Tenant
 from router_service.domain.usage import Funding
@@ -192,8 +191,8 @@ def _weights(row: TenantRow, path: str, value: object) -> Mapping[str, float]:
     for term, weight in value.items():
         if term not in TERM_NAMES:
             raise _invalid(row, path, f"has a name that is no score term; there are {', '.join(sorted(TERM_NAMES))}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            raise _invalid(row, f"{path}.{term}", "must be a number that is not negative")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+            raise _invalid(row, f"{path}.{term}", f"must be a number from 0 to {MAX_WEIGHT:.0f}")
     return {term: float(weight) for term, weight in value.items()}
 
 
