@@ -45,7 +45,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Path(DEFAULT_DATA_DIR)  # journals, spools, the embedded Postgres; made when missing
-    database_url: SecretStr  # postgresql://…; the launcher passes that of the embedded Postgres
+    database_url: SecretStr = Field(min_length=1)  # postgresql://…; the launcher passes that of the embedded Postgres
     profile: Literal["development", "production"] = "development"  # development trusts the machine it runs on
 
     bind_host: str = "127.0.0.1"  # reachable from elsewhere only when somebody asks for it
@@ -156,11 +156,12 @@ def _in_one_line(settings_type: type[BaseSettings], error: ValidationError) -> s
     return "; ".join(
         f"{_location(settings_type, problem['loc'])}: {_complaint(problem['type'], problem['msg'])}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        if problem["type"] != "default_factory_not_called"  # the field that it follows is named already
     )
 
 
 def _complaint(kind: str, message: str) -> str:
-    return "is required; set it" if kind == "missing" else message
+    return "is required; set it" if kind in {"missing", "too_short"} else message
 
 
 def _location(settings_type: type[BaseSettings], location: tuple[int | str, ...]) -> str:
