@@ -8,6 +8,7 @@ It imports almost nothing, so that it takes some milliseconds only.
 
 from __future__ import annotations
 
+import ctypes  # here and not where it is used: another user may not be able to read our Python
 import os
 import signal
 import sys
@@ -51,8 +52,6 @@ def main(arguments: list[str]) -> None:
 def _enter_namespace(uid: str) -> None:
     """Let this process's user be `uid` inside a user namespace of its own."""
     outer_uid, outer_gid = os.geteuid(), os.getegid()
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWUSER) != 0:
         raise OSError(ctypes.get_errno(), "no user namespace")
@@ -66,8 +65,6 @@ def _enter_namespace(uid: str) -> None:
 def _signal_when_parent_dies(number: int, parent_pid: int) -> None:
     if sys.platform != "linux":
         return
-    import ctypes
-
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the kernel knew whom to tell
         sys.exit(_EXIT_REFUSED)

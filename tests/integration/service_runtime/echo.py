@@ -47,11 +47,11 @@ class Echo:
         await self.write(request.value, context)
 
     def register(self, server: grpc.aio.Server) -> None:
-        coding = {
+        coding: dict[str, Any] = {
             "request_deserializer": StringValue.FromString,
             "response_serializer": StringValue.SerializeToString,
         }
-        handlers = {
+        handlers: dict[str, Any] = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.Unary, **coding),
             "Generate": grpc.unary_stream_rpc_method_handler(self.Generate, **coding),
             "Write": grpc.unary_stream_rpc_method_handler(self.Write, **coding),
@@ -64,7 +64,10 @@ class Client:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        coding = {"request_serializer": StringValue.SerializeToString, "response_deserializer": StringValue.FromString}
+        coding: dict[str, Any] = {
+            "request_serializer": StringValue.SerializeToString,
+            "response_deserializer": StringValue.FromString,
+        }
         self._methods: dict[str, Any] = {
             "Unary": channel.unary_unary(f"/{SERVICE}/Unary", **coding),
             "Generate": channel.unary_stream(f"/{SERVICE}/Generate", **coding),

@@ -28,8 +28,9 @@ def raising(error: Exception) -> Echo:
         raise error
 
     async def generate(text: str, context: Any) -> AsyncIterator[str]:
+        for letter in text:  # which makes it a generator
+            yield letter
         raise error
-        yield ""
 
     async def write(text: str, context: Any) -> None:
         raise error
@@ -339,7 +340,8 @@ async def test_calls_beyond_the_limit_are_refused_while_health_still_answers() -
         waiting = [asyncio.create_task(client.finish("Unary", name)) for name in "ab"]
         await eventually(lambda: len(server.in_flight.requests) == 2)
         refused = from_rpc_error(await client.failure("Unary", "c"))
-        health = await client.channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+        check: Any = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+        health = await check(b"")
         release.set()
         answers = await asyncio.gather(*waiting)
 

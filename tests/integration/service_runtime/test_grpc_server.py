@@ -20,14 +20,18 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
+def health_stub(client: Client) -> Any:
+    return health_pb2_grpc.HealthStub(client.channel)
+
+
 async def status(client: Client, service: str) -> int:
-    stub = health_pb2_grpc.HealthStub(client.channel)
+    stub = health_stub(client)
     answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
     return int(answer.status)
 
 
 async def listed_services(client: Client) -> set[str]:
-    stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)  # type: ignore[arg-type] # takes either
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     call = stub.ServerReflectionInfo(iter([request]))
     answers = [answer async for answer in call]
@@ -49,7 +53,7 @@ async def test_health_tells_liveness_and_each_services_readiness() -> None:
 
 async def test_a_watch_sees_each_change_and_ends_when_the_server_drains() -> None:
     async with echo_server(Echo()) as (server, client):
-        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        watch = health_stub(client).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         seen = [(await watch.read()).status]
         server.set_serving(False)
         seen.append((await watch.read()).status)
@@ -66,7 +70,7 @@ async def test_a_watch_sees_each_change_and_ends_when_the_server_drains() -> Non
 
 async def test_an_unknown_service_may_be_watched() -> None:
     async with echo_server(Echo()) as (_, client):
-        watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(service="not.yet"))
+        watch = health_stub(client).Watch(health_pb2.HealthCheckRequest(service="not.yet"))
         seen = (await watch.read()).status
         watch.cancel()
 
