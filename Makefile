@@ -9,7 +9,7 @@ SOURCES := protos/generate.py service_runtime router_service usage_service clien
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 # uv is bootstrapped by pip, pinned by hash like everything else; it then installs in seconds what takes pip half a minute.
 $(BIN)/uv: requirements/bootstrap.txt
