@@ -123,6 +123,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
 
         server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
+        opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         await server.start()
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)

@@ -97,6 +97,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
 
         server = GrpcServer.from_settings(settings, metrics)
         _add_services(server, settings, recorder, pricing, postgres)
+        opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         await server.start()
         # What lives as long as the process need not be looked through again and again.
         gc.collect()
