@@ -105,7 +105,11 @@ async def _connect_creating_the_database(dsn: str) -> asyncpg.Connection[asyncpg
 
 async def _connect(dsn: str, database: str | None = None) -> asyncpg.Connection[asyncpg.Record]:
     settings = {"application_name": "turnpike-migrations", "lock_timeout": f"{_TABLE_LOCK_TIMEOUT_S}s"}
-    return await asyncpg.connect(dsn, database=database, timeout=_CONNECT_TIMEOUT_S, server_settings=settings)
+    try:
+        return await asyncpg.connect(dsn, database=database, timeout=_CONNECT_TIMEOUT_S, server_settings=settings)
+    except (asyncpg.ClientConfigurationError, ValueError):
+        # Not quoted, and not chained: the URL holds a password.
+        raise MigrationError("the database URL cannot be read; write it like postgresql://user@host/turnpike") from None
 
 
 async def _create_database(dsn: str) -> None:
