@@ -65,6 +65,8 @@ _BY_CODE: dict[str, type[TurnpikeError]] = {
     "CANCELLED": Cancelled,
 }
 
+# What gRPC itself says when the time is over on this side.
+_GRPC_DEADLINE = "Deadline Exceeded"
 # What gRPC itself says when it could not connect at all, as opposed to losing a connection.
 _NEVER_CONNECTED = ("failed to connect", "connection refused", "dns resolution failed", "name resolution")
 
@@ -78,6 +80,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> TurnpikeError:
     if code == "UNAVAILABLE" and not facts.get("reason"):
         message = _unreachable(message, target)
         return ServerUnreachable(Failure(code, message, request_id=_request_id(error), target=target))
+    if message == _GRPC_DEADLINE:
+        message = f"{target} did not answer in time; it may be overloaded or frozen"
     failure = Failure(code, message, request_id=_request_id(error), target=target, **facts)
     return error_type(code, failure.reason)(failure)
 
