@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from service_runtime.embedded_postgres import EmbeddedPostgres
 from tests.e2e.conftest import Stubs
 from tests.support.stack import Stack
 from turnpike.router.v1 import completion_pb2, router_service_pb2, tenant_service_pb2
@@ -260,15 +261,42 @@ def test_the_command_line_says_what_is_wrong_in_one_line(stack: Stack, arguments
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("variable", ["ROUTER_PORT", "ROUTER_METRICS_PORT"])
+def test_a_service_whose_port_is_taken_says_so_and_leaves_quietly(stack: Stack, tmp_path: Path, variable: str) -> None:
+    database = EmbeddedPostgres(stack.data_dir / "postgres").dsn
+    other = Stack(tmp_path / "data", {"TURNPIKE_DATABASE_URL": database, variable: str(stack.usage_port)})
+
+    done = subprocess.run(
+        [sys.executable, "-m", "router_service"],
+        env=other.variables(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert str(stack.usage_port) in done.stderr
+    assert "taken" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("module", "variables", "words"),
     [
         ("router_service", {"ROUTER_PORTT": "1"}, "did you mean ROUTER_PORT?"),
         ("router_service", {"ROUTER_PORT": "99999"}, "ROUTER_PORT"),
         ("usage_service", {}, "TURNPIKE_DATABASE_URL"),
+        ("usage_service", {"TURNPIKE_DATABASE_URL": ""}, "TURNPIKE_DATABASE_URL"),
         ("usage_service", {"TURNPIKE_DATABASE_URL": "postgresql://u:sk-canary-pass@127.0.0.1:1/x"}, "database"),
+        ("usage_service", {"TURNPIKE_DATABASE_URL": "mysql://u:sk-canary-pass@h/x"}, "postgresql://"),
+        ("router_service", {"TURNPIKE_DATABASE_URL": "postgresql://u:sk-canary-pass@h:port/x"}, "postgresql://"),
     ],
-    ids=["a misspelt setting", "an impossible port", "no database", "an unreachable database"],
+    ids=[
+        "a misspelt setting",
+        "an impossible port",
+        "no database",
+        "an empty URL",
+        "an unreachable database",
+        "another kind of database",
+        "no port",
+    ],
 )
 def test_a_service_that_cannot_start_says_so_in_one_line_without_secrets(
     tmp_path: Path, module: str, variables: dict[str, str], words: str
