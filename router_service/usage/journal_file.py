@@ -17,6 +17,10 @@ from pathlib import Path
 
 FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 1
+_FRESH_NAME = "fresh.sqlite"
+
+# A bit may turn a blob into text that is none: read as bytes, it is a record with a wrong checksum and not an error.
+_RECORD = "CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(crc AS INTEGER)"
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -54,14 +58,21 @@ def open_journal(
     """
     path = directory / FILE_NAME
     aside, salvaged = None, _Salvage()
-    if path.exists() and not _is_sound(path):
-        salvaged = _salvage(path)
+    fresh = directory / _FRESH_NAME
+    if not path.exists() and fresh.exists():
+        # A router died after it had taken everything over, and before the new file took the old one's place.
         aside = _set_aside(directory, now_s)
+        fresh.rename(path)
+    elif path.exists() and not _is_sound(path):
+        salvaged = _salvage(path)
+        _write_fresh(fresh, salvaged, new_epoch(), now_s())
+        aside = _set_aside(directory, now_s)
+        fresh.rename(path)
     connection = _connect(path)
     try:
         if not _has_schema(connection):
             _make_schema(connection, new_epoch())
-        interrupted, unreadable = _recover(connection, salvaged, now_s())
+        interrupted, unreadable = _recover(connection, _Salvage(), now_s())
         (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
     except BaseException:
         connection.close()
@@ -90,6 +101,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA temp_store = MEMORY")
     return connection
+
+
+def _write_fresh(path: Path, salvaged: _Salvage, epoch: str, now_s: float) -> None:
+    """A whole new journal with what was saved, before the old file is moved: a crash at any point loses nothing."""
+    for leftover in path.parent.glob(f"{path.name}*"):
+        leftover.unlink()
+    with closing(_connect(path)) as connection:
+        _make_schema(connection, epoch)
+        _recover(connection, salvaged, now_s)
 
 
 def _has_schema(connection: sqlite3.Connection) -> bool:
@@ -150,27 +170,43 @@ def _salvage(path: Path) -> _Salvage:
     return saved
 
 
-def _rows_that_can_be_read(
-    connection: sqlite3.Connection, table: str
-) -> Iterator[tuple[object, object, object] | None]:
-    """Row by row; None for a place where the file cannot be read, after which the scan goes on from the other end."""
+Row = tuple[object, object, object]
+
+
+def _rows_that_can_be_read(connection: sqlite3.Connection, table: str) -> Iterator[Row | None]:
+    """Event id, payload and checksum of each row; None for a place where the file cannot be read.
+
+    The table is read from both ends up to the damage. Rows of the outbox that lie beyond it are asked for one by one:
+    damage to an inner page hides only some of them.
+    """
+    key = "event_id" if table == "opened" else "sequence"
+    query = f"SELECT {key}, {_RECORD} FROM {table}"  # noqa: S608 - constants of this module
     seen: set[object] = set()
     for direction in ("ASC", "DESC"):
-        key = "event_id" if table == "opened" else "sequence"
         try:
-            cursor = connection.execute(
-                f"SELECT {key}, event_id, payload, crc FROM {table} ORDER BY {key} {direction}"  # noqa: S608 - constants
-            )
-            for position, event_id, payload, crc in cursor:
-                if position in seen:
-                    return
+            for position, *row in connection.execute(f"{query} ORDER BY {key} {direction}"):
+                # Only the way back meets what was read before; on the way there a known key is one that a bit changed.
+                if position in seen and direction == "DESC":
+                    continue
                 seen.add(position)
-                yield event_id, payload, crc
+                yield row[0], row[1], row[2]
         except sqlite3.Error:
-            if direction == "ASC":
-                yield None
-            continue
+            yield None
+        else:
+            return
+    numbers = [position for position in seen if isinstance(position, int)]
+    for sequence in range(min(numbers, default=1), max(numbers, default=0)):
+        if sequence not in seen:
+            yield from _row_at(connection, query, sequence)
+
+
+def _row_at(connection: sqlite3.Connection, query: str, sequence: int) -> Iterator[Row]:
+    try:
+        found = connection.execute(f"{query} WHERE sequence = ?", (sequence,)).fetchone()
+    except sqlite3.Error:
         return
+    if found is not None:
+        yield found[1], found[2], found[3]
 
 
 def _set_aside(directory: Path, now_s: Callable[[], float]) -> Path:
@@ -182,7 +218,8 @@ def _set_aside(directory: Path, now_s: Callable[[], float]) -> Path:
             aside.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        for file in directory.glob(f"{FILE_NAME}*"):
+        # The database before its log: alone, the log is harmless, but the database would be older than it was.
+        for file in sorted(directory.glob(f"{FILE_NAME}*")):
             file.rename(aside / file.name)
         return aside
     raise OSError(f"there are 1000 directories named corrupt-{stamp} in the journal already; move them away")
@@ -190,7 +227,7 @@ def _set_aside(directory: Path, now_s: Callable[[], float]) -> Path:
 
 def _recover(connection: sqlite3.Connection, salvaged: _Salvage, now_s: float) -> tuple[int, int]:
     """Turn what was running into events to send, in one transaction; count also what carries a wrong checksum."""
-    rows = connection.execute("SELECT event_id, payload, crc FROM opened").fetchall()
+    rows = connection.execute(f"SELECT {_RECORD} FROM opened").fetchall()  # noqa: S608 - a constant of this module
     sound = [(event_id, payload) for event_id, payload, crc in rows if checksum(payload) == crc]
     settled = {event_id for event_id, _ in salvaged.outbox}
     taken_over = [
