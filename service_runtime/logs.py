@@ -18,6 +18,7 @@ from service_runtime.redaction import REDACTOR, Redactor
 # They print whole URLs, headers or one line per request at INFO.
 _CHATTY = ("httpx", "httpcore", "aiohttp", "asyncio", "grpc", "hpack")
 _MAX_LINE_CHARACTERS = 64 << 10
+_LONGEST_SECRET = 4096
 
 
 def configure_logging(
@@ -81,10 +82,13 @@ class _RedactingFormatter(logging.Formatter):
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self._redactor.redact(self._inner.format(record))
+        line = self._inner.format(record)
         if len(line) <= _MAX_LINE_CHARACTERS:
-            return line
-        return f"{line[:_MAX_LINE_CHARACTERS]} … {len(line) - _MAX_LINE_CHARACTERS} more characters"
+            return self._redactor.redact(line)
+        # Cut before redacting, because that costs; and the last part again after it, because the first cut may have
+        # gone through a secret.
+        redacted = self._redactor.redact(line[: _MAX_LINE_CHARACTERS + _LONGEST_SECRET])
+        return f"{redacted[:-_LONGEST_SECRET]} … of {len(line)} characters"
 
 
 def _add_request_id(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -306,7 +306,10 @@ async def usable_role(dsn: str, role: str) -> str | None:
         connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S)
         try:
             may_become = await connection.fetchval(
-                "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = $1", role
+                # From Postgres 16 on a member may lack the right to SET ROLE.
+                "SELECT pg_has_role(current_user, oid, CASE WHEN current_setting('server_version_num')::int < 160000 "
+                "THEN 'MEMBER' ELSE 'SET' END) FROM pg_roles WHERE rolname = $1",
+                role,
             )
         finally:
             await connection.close(timeout=_CONNECT_TIMEOUT_S)

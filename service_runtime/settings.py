@@ -123,12 +123,14 @@ def reject_unknown_variables(settings_type: type[BaseSettings], environ: Mapping
     unknown = sorted(name for name in environ if name.upper().startswith(prefix) and name.upper() not in known)
     if not unknown:
         return
-    raise SettingsError("; ".join(_unknown_variable(name, known) for name in unknown))
+    raise SettingsError("; ".join(_unknown_variable(name, prefix, known) for name in unknown))
 
 
-def _unknown_variable(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
-    remedy = f"did you mean {nearest[0]}?" if nearest else "unset it"
+def _unknown_variable(name: str, prefix: str, known: Iterable[str]) -> str:
+    # Compared without the prefix: it alone would make everything similar.
+    fields = [variable.removeprefix(prefix) for variable in known if variable.startswith(prefix)]
+    nearest = difflib.get_close_matches(name.upper().removeprefix(prefix), fields, n=1, cutoff=0.6)
+    remedy = f"did you mean {prefix}{nearest[0]}?" if nearest else "unset it"
     return f"{name} is not a setting; {remedy}"
 
 
