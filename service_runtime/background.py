@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from service_runtime.errors import ServiceError
 from service_runtime.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -68,10 +69,17 @@ class Periodic:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._work()
-        except Exception:  # the boundary of background work: nobody above could handle it
+        except Exception as error:  # the boundary of background work: nobody above could handle it
             self.consecutive_failures += 1
             self._failures.inc()
-            log.exception("background.failed", name=self.name, consecutive_failures=self.consecutive_failures)
+            # A ServiceError is foreseen, such as a peer that is away: its message says all, and only a bug has a trace.
+            is_foreseen = isinstance(error, ServiceError)
+            (log.warning if is_foreseen else log.exception)(
+                "background.failed",
+                name=self.name,
+                consecutive_failures=self.consecutive_failures,
+                **({"cause": str(error)} if is_foreseen else {}),
+            )
             return False
         self.consecutive_failures = 0
         self._successes.inc()

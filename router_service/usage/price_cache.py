@@ -6,13 +6,11 @@ from collections import OrderedDict
 from decimal import Decimal
 
 import grpc.aio
-import structlog
 
 from router_service.domain.pricing import ANY_MODEL, Price, cost_usd
 from router_service.domain.usage import TokenUsage
+from service_runtime.errors import Category, ServiceError
 from turnpike.usage.v1 import pricing_service_pb2, pricing_service_pb2_grpc, token_usage_pb2
-
-_log = structlog.get_logger(__name__)
 
 _TIMEOUT_S = 5.0
 _PAGE_SIZE = 1000
@@ -40,7 +38,10 @@ class PriceCache:
         return None if price is None else (price.input_usd, price.output_usd)
 
     async def refresh(self) -> None:
-        """Read the book, and ask for what it does not list. An absent usage_service changes nothing."""
+        """Read the book, and ask for what it does not list.
+
+        Raises ServiceError UNAVAILABLE when usage_service is away; what is held stays.
+        """
         try:
             self._prices = await self._read_book()
             for provider, model in [key for key, price in self._asked.items() if price is None]:
@@ -48,7 +49,11 @@ class PriceCache:
                 if (provider, model) in self._asked:  # else it gave way to a model asked for since
                     self._asked[provider, model] = price
         except grpc.aio.AioRpcError as error:
-            _log.debug("prices.not_refreshed", code=error.code().name, held=len(self._prices))
+            raise ServiceError(
+                Category.UNAVAILABLE,
+                "USAGE_SERVICE_UNAVAILABLE",
+                f"prices were not refreshed ({error.code().name}); {len(self._prices)} are held",
+            ) from error
 
     def _price(self, provider: str, model: str) -> Price | None:
         price = self._prices.get((provider, model)) or self._prices.get((provider, ANY_MODEL))

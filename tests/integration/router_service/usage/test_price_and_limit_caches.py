@@ -13,6 +13,7 @@ from router_service.domain.usage import TokenUsage
 from router_service.usage.channel import usage_channel
 from router_service.usage.limit_cache import LimitCache
 from router_service.usage.price_cache import PriceCache
+from service_runtime.errors import ServiceError
 from tests.support.fake_usage_service import FakeUsageService, serving
 from turnpike.usage.v1 import pricing_service_pb2, quota_service_pb2
 
@@ -68,7 +69,8 @@ async def test_s1_without_usage_service_the_last_good_prices_stay(
     await prices.refresh()
     service.failure = grpc.StatusCode.UNAVAILABLE
 
-    await prices.refresh()
+    with pytest.raises(ServiceError):
+        await prices.refresh()
 
     assert prices.usd_per_million("groq", "m") == (Decimal(1), Decimal(1))
 
