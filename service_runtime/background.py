@@ -69,7 +69,7 @@ class Periodic:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._work()
-        except Exception as error:  # the boundary of background work: nobody above could handle it
+        except Exception as error:  # noqa: BLE001 - the boundary of background work: nobody above could handle it
             self.consecutive_failures += 1
             self._failures.inc()
             # A ServiceError is foreseen, such as a peer that is away: its message says all, and only a bug has a trace.
