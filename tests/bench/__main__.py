@@ -25,7 +25,7 @@ from tests.bench.scenarios import FULL, SMOKE, Bench, figure_names
 from tests.bench.site import running_site
 
 _MAX_RUN_S = 240
-_MAX_SMOKE_S = 90
+_MAX_SMOKE_S = 120
 _TABLE_COLUMNS = 120
 
 
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     except (BenchFailed, AssertionError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; what it had started has ended", file=sys.stderr)
+        return 130
     return 0
 
 

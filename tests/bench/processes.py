@@ -26,7 +26,10 @@ class Helper:
     def __init__(self, module: str, *arguments: str) -> None:
         self._name = module
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the bench, which then closes their inputs
         )
         self._unread = b""
 

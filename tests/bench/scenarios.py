@@ -22,30 +22,30 @@ class Plan:
     """How much of everything. Counts are per round; the naive proxy does less, because it takes longer."""
 
     rounds: int = 3
-    warm_up: int = 300
-    burst: int = 1_500
-    naive_burst: int = 400
-    paced: int = 384
-    unary: int = 1_500
-    naive_unary: int = 600
-    saturation: int = 2_500
+    warm_up: int = 200
+    burst: int = 1_000
+    naive_burst: int = 300
+    paced: int = 256
+    unary: int = 1_000
+    naive_unary: int = 500
+    saturation: int = 1_500
     open_loop: int = 120
     batches: int = 24
-    settle_s: float = 1.0  # after each load: what it left to be done, such as reporting usage, belongs to its cost
+    settle_s: float = 0.7  # after each load: what it left to be done, such as reporting usage, belongs to its cost
 
 
 FULL: Final = Plan()
 SMOKE: Final = Plan(
     rounds=1,
-    warm_up=50,
-    burst=200,
+    warm_up=32,
+    burst=100,
     naive_burst=50,
-    paced=64,
-    unary=200,
+    paced=32,
+    unary=100,
     naive_unary=50,
-    saturation=300,
-    open_loop=40,
-    batches=4,
+    saturation=150,
+    open_loop=20,
+    batches=2,
     settle_s=0.3,
 )
 
@@ -60,7 +60,10 @@ _LOAD_TIMEOUT_S = 60.0
 _CPU = f"user + system time of the proxy's process, {_CPU_IN_FLIGHT} in flight over {CHANNELS} connections"
 _STREAM = f"{DELTAS}-delta stream"
 _PACED_STREAM = f"{_STREAM}, deltas {GAP_S * 1e3:g} ms apart"
-_ADDED = f"over the same call straight to the provider; open loop at {_RATE_PER_S:g}/s from the intended start"
+_ADDED = (
+    f"over the same call straight to the provider; open loop at {_RATE_PER_S:g}/s from the intended start, "
+    f"{FULL.open_loop} calls a round"
+)
 _SHARED = "load, provider, ledger and Postgres on the same machine"
 
 _FIGURES: Final[Mapping[str, tuple[str, str, Target | None]]] = {
@@ -88,7 +91,7 @@ _FIGURES: Final[Mapping[str, tuple[str, str, Target | None]]] = {
         None,
     ),
     "usage_service CPU per event": ("us", "user + system time of usage_service, without Postgres; same load", None),
-    "router RSS idle": ("MiB", "ready, before the first request", Target(90.0)),
+    "router RSS idle": ("MiB", "ready, before the first completion", Target(90.0)),
     "router RSS after the load": ("MiB", "at the end of each round", None),
     "router RSS growth": ("MiB", "from the end of the first round to the end of the last", None),
 }
@@ -125,7 +128,7 @@ class Bench:
         after = self.samples["router RSS after the load"]
         self._add("router RSS growth", after[-1] - after[0])
         return [
-            Figure(name, unit, tuple(self.samples[name]), conditions, target)
+            Figure(name, unit, tuple(self.samples[name]), f"{conditions}; {len(self.samples[name])} rounds", target)
             for name, (unit, conditions, target) in _FIGURES.items()
             if self.samples[name]
         ]
