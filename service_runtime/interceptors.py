@@ -2,8 +2,8 @@
 
 For each call it sets the request id and the deadline, refuses what cannot be served, counts, keeps track of the
 handlers in flight, and turns exceptions into statuses. Handlers are coroutines or async generators; both are run as
-coroutines, so that deadline and cleanup work the same for either. Costs a few microseconds per call and, for
-generators, about one per message.
+coroutines, so that deadline and cleanup work the same for either. Costs about 20 microseconds per call and, for
+generators, a few per message.
 """
 
 from __future__ import annotations
