@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service_runtime import embedded_postgres
+from service_runtime import embedded_postgres, postgres_identity
 from service_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from service_runtime.errors import ServiceError
 from service_runtime.postgres import Postgres
@@ -339,6 +339,27 @@ if os.geteuid() == 0:
             with EmbeddedPostgres(data_dir, settings=FAST_SETTINGS, database="postgres") as server:
                 assert ask(server.dsn, "SELECT 1") == 1
                 assert Path(f"/proc/{server.process_id}").stat().st_uid != 0
+
+    def test_binaries_that_the_other_user_cannot_reach_are_copied_once(
+        without_namespaces: None, public_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        binaries = find_binaries()
+        assert binaries is not None
+        package = binaries.directory.parents[1]
+        closed, copies = public_dir / "closed", public_dir / "copies"
+        closed.mkdir(mode=0o700)
+        shutil.copytree(package / "pginstall", closed / package.name / "pginstall", symlinks=True)
+        shutil.copytree(f"{package}.libs", closed / f"{package.name}.libs", symlinks=True)
+        monkeypatch.setenv("PG_BINDIR", str(closed / package.name / "pginstall" / "bin"))
+        monkeypatch.setattr(postgres_identity, "_COPIES", copies)
+
+        for _ in range(2):
+            with EmbeddedPostgres(public_dir / "pg", settings=FAST_SETTINGS, database="postgres") as server:
+                assert ask(server.dsn, "SELECT 1") == 1
+                program = Path(f"/proc/{server.process_id}/exe").readlink()
+
+        assert program.is_relative_to(copies)
+        assert len(list(copies.iterdir())) == 1
 
     def test_root_without_namespaces_and_with_a_closed_directory_is_told_what_to_do(
         without_namespaces: None, public_dir: Path
