@@ -71,7 +71,7 @@ class Metrics:
             server, thread = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
             remedy = (
-                "is taken; stop its owner or set another METRICS_PORT"
+                "is taken; stop its owner or set the service's METRICS_PORT"
                 if error.errno == errno.EADDRINUSE
                 else error.strerror
             )

@@ -64,9 +64,11 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         return pb.GetTenantResponse(tenant=self._shown(await self._existing(tenant_id_from(request.tenant_id))))
 
     async def ListTenants(self, request: pb.ListTenantsRequest, _context: Any) -> pb.ListTenantsResponse:
-        if request.page_size < 0:
-            raise InvalidRequest.at("page_size", f"must not be negative, not {request.page_size}")
-        size = min(request.page_size or _DEFAULT_PAGE, _MAX_PAGE)
+        if not 0 <= request.page_size <= _MAX_PAGE:
+            raise InvalidRequest.at(
+                "page_size", f"must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}, not {request.page_size}"
+            )
+        size = request.page_size or _DEFAULT_PAGE
         rows = await self._store.page(_position(request.page_token), size + 1)
         token = _token(rows[size - 1]) if len(rows) > size else ""
         return pb.ListTenantsResponse(tenants=[self._shown(row) for row in rows[:size]], next_page_token=token)

@@ -96,10 +96,14 @@ def epoch_of(connection: sqlite3.Connection) -> str:
 def _connect(path: Path) -> sqlite3.Connection:
     # The journal's thread is the only one that uses the connection once it is open.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    path.chmod(0o600)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA temp_store = MEMORY")
+    try:
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -34,10 +34,10 @@ class PageToken:
 
 
 def page_size(asked: int, *, default: int) -> int:
-    """The number of entries for a page: `default` for 0, at most 1000. Raises ValueError when negative."""
-    if asked < 0:
-        raise ValueError(f"must not be negative, is {asked}; 0 means {default}")
-    return min(asked, MAX_PAGE_SIZE) or default
+    """The number of entries for a page: `default` for 0. Raises ValueError when negative or over 1000."""
+    if not 0 <= asked <= MAX_PAGE_SIZE:
+        raise ValueError(f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {default}, not {asked}")
+    return asked or default
 
 
 def fingerprint(report: str, *fields: str) -> str:

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from uuid import UUID
 
@@ -100,9 +100,8 @@ async def test_events_the_ledger_refuses_are_kept_aside(tmp_path: Path) -> None:
         await journal.bury([(1, "rejected")])
 
         assert await journal.oldest(10) == []
-    with sqlite3.connect(tmp_path / "journal.sqlite") as file:
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as file:
         assert file.execute("SELECT sequence, reason FROM dead_letter").fetchall() == [(1, "rejected")]
-    file.close()
 
 
 async def test_a_second_router_on_the_same_journal_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -240,8 +239,6 @@ async def test_u1_what_was_acknowledged_survives_kill_9(tmp_path: Path, lines: i
 
 
 def sqlite_do(file: Path, *statements: str) -> None:
-    connection = sqlite3.connect(file)
-    for statement in statements:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)

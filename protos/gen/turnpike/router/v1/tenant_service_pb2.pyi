@@ -145,7 +145,7 @@ class InferenceConfig(_message.Message):
 
     @_builtins.property
     def score_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Name of a score term to its weight, overriding the settings. Weights are not negative."""
+        """Name of a score term to its weight, overriding the settings. Weights are 0 to 1000000."""
 
     @_builtins.property
     def allowed_providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -407,7 +407,7 @@ class ListTenantsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """1 to 1000 entries a page; 0 means 50; more is taken as 1000."""
+    """1 to 1000 entries a page; 0 means 50. Anything else is refused."""
     page_token: _builtins.str
     """Token from the page before."""
     def __init__(

@@ -191,7 +191,7 @@ class ListPricesRequest(_message.Message):
     provider: _builtins.str
     """Only this provider. Empty: all."""
     page_size: _builtins.int
-    """1 to 1000 entries a page; 0 means 200; more is taken as 1000."""
+    """1 to 1000 entries a page; 0 means 200. Anything else is refused."""
     page_token: _builtins.str
     """Token from the page before. The other fields must be the same as there."""
     @_builtins.property

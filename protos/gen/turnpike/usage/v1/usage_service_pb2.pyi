@@ -496,7 +496,7 @@ class ListDailyCostsRequest(_message.Message):
     time_zone: _builtins.str
     """IANA time zone that decides where a day begins, such as "Europe/Berlin". Default: UTC."""
     page_size: _builtins.int
-    """1 to 1000 entries a page; 0 means 100; more is taken as 1000."""
+    """1 to 1000 entries a page; 0 means 100. Anything else is refused."""
     page_token: _builtins.str
     """Token from the page before. The other fields must be the same as there."""
     @_builtins.property
@@ -613,7 +613,7 @@ class ListErrorsRequest(_message.Message):
     tenant_id: _builtins.str
     """UUID of the tenant. Required."""
     page_size: _builtins.int
-    """1 to 1000 entries a page; 0 means 100; more is taken as 1000."""
+    """1 to 1000 entries a page; 0 means 100. Anything else is refused."""
     page_token: _builtins.str
     """Token from the page before. The other fields must be the same as there."""
     @_builtins.property
@@ -756,7 +756,7 @@ class ListUsageRecordsRequest(_message.Message):
     request_id: _builtins.str
     """Only the attempts of this request. A UUID, or empty."""
     page_size: _builtins.int
-    """1 to 1000 entries a page; 0 means 50; more is taken as 1000."""
+    """1 to 1000 entries a page; 0 means 50. Anything else is refused."""
     page_token: _builtins.str
     """Token from the page before. The other fields must be the same as there."""
     @_builtins.property
