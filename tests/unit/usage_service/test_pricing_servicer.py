@@ -110,7 +110,7 @@ async def listed(servicer: PricingServicer, **fields: Any) -> list[tuple[str, st
             return found
 
 
-@pytest.mark.parametrize("page_size", [0, 1, 2, 7, 5000])
+@pytest.mark.parametrize("page_size", [0, 1, 2, 7, 1000])
 async def test_pages_of_any_size_list_every_price_once_in_order(servicer: PricingServicer, page_size: int) -> None:
     assert await listed(servicer, page_size=page_size) == [
         ("groq", "llama"),
