@@ -97,6 +97,10 @@ test-real: $(VENV)/.real ## opt-in: stream from a real llama.cpp server; compile
 bench: $(VENV)/.dev ## measure, and print the figures
 	$(BIN)/python -m tests.bench
 
+.PHONY: bench-smoke
+bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
+	$(BIN)/python -m tests.bench --smoke
+
 .PHONY: lock
 lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
