@@ -44,6 +44,7 @@ test-all: ## run the suite on each supported Python that is installed
 
 .PHONY: check
 check: protos-check lint ## stubs fresh, style, types, import rules, contract tests
+	@rm -f .coverage.contract*
 	$(BIN)/coverage run --data-file=.coverage.contract -m pytest tests/contract
 
 .PHONY: protos
@@ -72,14 +73,17 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import rules, compose file
 
 .PHONY: unit
 unit: $(VENV)/.dev ## pure tests: no network, no database
+	@rm -f .coverage.unit*
 	$(BIN)/coverage run --data-file=.coverage.unit -m pytest tests/unit
 
 .PHONY: integration
 integration: $(VENV)/.dev ## against a real Postgres and real sockets, in one process
+	@rm -f .coverage.integration*
 	$(BIN)/coverage run --data-file=.coverage.integration -m pytest tests/integration
 
 .PHONY: e2e
 e2e: $(VENV)/.dev ## real processes, then the coverage of all runs together
+	@rm -f .coverage.e2e*
 	$(BIN)/coverage run --data-file=.coverage.e2e -m pytest tests/e2e
 	@$(BIN)/coverage combine --quiet --keep .coverage.*
 	@$(BIN)/coverage report
