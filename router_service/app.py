@@ -104,14 +104,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             limits=limits,
             metrics=RoutingMetrics(metrics.registry),
             new_event_id=uuid7,
-            settings=RoutingSettings(
-                max_attempts=settings.max_attempts,
-                max_running_per_tenant=settings.max_running_per_tenant,
-                max_running_per_provider=settings.max_running_per_provider,
-                total_s=settings.default_deadline_s,
-                drain_s=settings.drain_grace_s,
-                score_weights=settings.score_weights,
-            ),
+            settings=_routing(settings),
         )
         for periodic in (
             Periodic("poll tenant versions", cache.poll_versions, interval_s=_VERSION_POLL_S, metrics=metrics),
@@ -134,6 +127,17 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         server.set_serving(False)
         await router.drain(settings.drain_grace_s)
         await server.drain(_SENDER_DRAIN_S)
+
+
+def _routing(settings: RouterSettings) -> RoutingSettings:
+    return RoutingSettings(
+        max_attempts=settings.max_attempts,
+        max_running_per_tenant=settings.max_running_per_tenant,
+        max_running_per_provider=settings.max_running_per_provider,
+        total_s=settings.default_deadline_s,
+        drain_s=settings.drain_grace_s,
+        score_weights=settings.score_weights,
+    )
 
 
 async def _tenants(
