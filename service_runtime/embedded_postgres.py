@@ -98,10 +98,11 @@ class EmbeddedPostgres:
         May be called again after the server has died: it starts a new one, or attaches to that of whoever was faster.
         Raises EmbeddedPostgresError.
         """
-        self._reap()
         deadline = time.monotonic() + _READY_TIMEOUT_S
         self._prepare_directories()
         while time.monotonic() < deadline:
+            # Each time: a server that was killed a moment ago may not be reaped yet, and until then the lock is ours.
+            self._reap()
             if self._try_lock():
                 self._start_as_owner(deadline)
                 return self.dsn
