@@ -81,11 +81,46 @@ class AttemptOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class LateEnquiry:
+    """Which answer to ask a provider about afterwards, when it ended without a count.
+
+    `key_fingerprint` names the key that the answer was asked for with, and must be enquired after with; empty for none.
+    """
+
+    provider: str
+    response_id: str
+    key_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LateUsage:
+    """What a provider says afterwards that an answer consumed and cost. `model` is empty when it does not say."""
+
+    usage: TokenUsage
+    reported_cost_usd: Decimal | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAttempt:
+    """A settled attempt whose record waits for the answer to an enquiry. `held_since` is in seconds since 1970.
+
+    `enquiry` is None when the journal cannot read it any more.
+    """
+
+    event_id: UUID
+    tenant_id: UUID
+    enquiry: LateEnquiry | None
+    held_since: float
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptSettled:
     """An attempt that ended: becomes exactly one ledger row.
 
     `model` is the one that answered, as the provider named it. `absorbed` says that the router went on to another
     attempt, so that the caller never saw this outcome. `usage` is None when nothing was consumed or nothing is known.
+    With an `enquiry` the record is held back until that was answered or given up; `usage` stands in until then.
     """
 
     opened: AttemptOpened
@@ -99,3 +134,4 @@ class AttemptSettled:
     error_message: str = ""
     absorbed: bool = False
     reported_cost_usd: Decimal | None = None
+    enquiry: LateEnquiry | None = None

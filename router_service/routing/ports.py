@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -12,7 +12,7 @@ from uuid import UUID
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import CompletionRequest, ProviderItem
 from router_service.domain.tenant import Credential, Tenant
-from router_service.domain.usage import AttemptOpened, AttemptSettled, TokenUsage
+from router_service.domain.usage import AttemptOpened, AttemptSettled, HeldAttempt, LateUsage, TokenUsage
 
 
 class KeyVerdict(StrEnum):
@@ -65,7 +65,21 @@ class UsageJournal(Protocol):
         ...
 
     async def settled(self, attempt: AttemptSettled) -> None:
-        """Record how an attempt ended, before the caller is told. Durable on return. Never refuses an opened one."""
+        """Record how an attempt ended, before the caller is told. Durable on return. Never refuses an opened one.
+
+        The record of an attempt with an `enquiry` is not on its way to the ledger before it is released.
+        """
+        ...
+
+    async def held(self) -> Sequence[HeldAttempt]:
+        """The attempts whose records are held, the longest held first, also those of an earlier run."""
+        ...
+
+    async def release(self, event_id: UUID, late: LateUsage | None) -> bool:
+        """Let a held record go to the ledger, with `late` in place of its estimate; None lets the estimate stand.
+
+        False when it is not held: a record is released once, whatever is learnt later.
+        """
         ...
 
 

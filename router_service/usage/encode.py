@@ -7,7 +7,15 @@ from decimal import Decimal
 
 from google.protobuf.duration_pb2 import Duration
 
-from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, Funding, TokenUsage, UsageSource
+from router_service.domain.usage import (
+    AttemptOpened,
+    AttemptSettled,
+    AttemptStatus,
+    Funding,
+    LateUsage,
+    TokenUsage,
+    UsageSource,
+)
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 
 _STATUS = {
@@ -69,6 +77,21 @@ def settled_event(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:
     if settled.reported_cost_usd is not None:
         event.provider_reported_cost_usd = _usd(settled.reported_cost_usd)
     return event
+
+
+def amended_event(payload: bytes, late: LateUsage) -> bytes:
+    """A serialised settled event with what the provider said afterwards in place of the estimate."""
+    event = usage_event_pb2.UsageEvent.FromString(payload)
+    event.usage_source = token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER_LATE
+    event.token_usage.CopyFrom(token_usage_to_proto(late.usage))
+    if late.reported_cost_usd is not None:
+        event.provider_reported_cost_usd = _usd(late.reported_cost_usd)
+    model = _storable(late.model, _MAX_NAME)
+    if model and model != event.model:
+        asked_for = event.requested_model or event.model
+        event.model = model
+        event.requested_model = asked_for if asked_for != model else ""
+    return event.SerializeToString()
 
 
 def record_usage_request(router_id: str, epoch: str, events: Iterable[tuple[bytes, int]]) -> bytes:

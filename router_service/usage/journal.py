@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 
-from router_service.domain.usage import AttemptOpened, AttemptSettled
+from router_service.domain.usage import AttemptOpened, AttemptSettled, HeldAttempt, LateUsage
+from router_service.usage import held_records
 from router_service.usage.encode import interrupted_event, settled_event
 from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
@@ -62,6 +64,7 @@ class SqliteJournal:
         self.epoch = epoch_of(connection)
         self._thread = GroupCommit(connection, space, metrics)
         metrics.waiting.set(recovery.waiting)
+        metrics.held.set(recovery.held)
 
     @classmethod
     def open(
@@ -115,12 +118,28 @@ class SqliteJournal:
         payload = settled_event(attempt).SerializeToString()
         event_id = attempt.opened.event_id.bytes
         row = (event_id, payload, checksum(payload), time.time())
+        if attempt.enquiry is not None:
+            await self._thread.do(held_records.holding(row, attempt.enquiry), then=self._one_more_is_held)
+            return
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM opened WHERE event_id = ?", (event_id,))
             db.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)", row)
 
         await self._thread.do(write, then=self._one_more_waits)
+
+    async def held(self) -> list[HeldAttempt]:
+        """See `routing.ports.UsageJournal`."""
+        attempts: list[HeldAttempt] = await self._thread.do(held_records.all_held)
+        return attempts
+
+    async def release(self, event_id: UUID, late: LateUsage | None) -> bool:
+        """See `routing.ports.UsageJournal`."""
+        was_held: bool = await self._thread.do(held_records.releasing(event_id, late, time.time()))
+        if was_held:
+            self._metrics.held.dec()
+            self._one_more_waits()
+        return was_held
 
     async def oldest(self, limit: int) -> list[JournalledEvent]:
         """Up to `limit` events, the longest waiting first."""
@@ -169,6 +188,10 @@ class SqliteJournal:
         self._metrics.records.labels("settled").inc()
         self._metrics.waiting.inc()
         self._on_settled()
+
+    def _one_more_is_held(self) -> None:
+        self._metrics.records.labels("held").inc()
+        self._metrics.held.inc()
 
     async def _read(self, query: str, limit: int) -> list[tuple[int, bytes, int, float]]:
         rows: list[tuple[int, bytes, int, float]] = await self._thread.do(

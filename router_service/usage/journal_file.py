@@ -1,8 +1,9 @@
 """The journal's SQLite file: its tables, its rows, and what can be saved of a damaged one.
 
-Two tables. `opened` holds attempts that are running: as payload the event that the ledger shall get if the router dies
-before they end. `outbox` holds what waits for the ledger, numbered without gaps per epoch. Each payload is the
-serialised `UsageEvent`, frozen when it was first written, beside its checksum.
+`opened` holds attempts that are running: as payload the event that the ledger shall get if the router dies before they
+end. `held` holds attempts that ended without a count, while their provider is asked for it: as payload the event with
+the estimate. `outbox` holds what waits for the ledger, numbered without gaps per epoch. Each payload is the serialised
+`UsageEvent` beside its checksum; in the outbox it is frozen.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FRESH_NAME = "fresh.sqlite"
 
 # A bit may turn a blob into text that is none: read as bytes, it is a record with a wrong checksum and not an error.
 _RECORD = "CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(crc AS INTEGER)"
 
-_SCHEMA = """
+_HELD = """
+CREATE TABLE held (
+    event_id BLOB PRIMARY KEY, payload BLOB NOT NULL, crc INTEGER NOT NULL,
+    enquiry TEXT NOT NULL, written_at REAL NOT NULL
+) WITHOUT ROWID
+"""
+_SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE opened (event_id BLOB PRIMARY KEY, payload BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
@@ -33,15 +40,18 @@ CREATE TABLE dead_letter (
     sequence INTEGER PRIMARY KEY, event_id BLOB NOT NULL, payload BLOB NOT NULL, crc INTEGER NOT NULL,
     reason TEXT NOT NULL, moved_at REAL NOT NULL
 );
+{_HELD};
 """
+_READABLE_VERSIONS = frozenset({"1", str(SCHEMA_VERSION)})  # version 1 had no `held`
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What was found at start: running attempts of a dead router, records waiting, and what was damaged."""
+    """What was found at start: running attempts of a dead router, records waiting or held, and what was damaged."""
 
     interrupted: int = 0
     waiting: int = 0
+    held: int = 0
     set_aside: Path | None = None
     salvaged: int = 0
     unreadable: int = 0
@@ -72,13 +82,15 @@ def open_journal(
     try:
         if not _has_schema(connection):
             _make_schema(connection, new_epoch())
+        _bring_up_to_date(connection)
         interrupted, unreadable = _recover(connection, _Salvage(), now_s())
         (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+        (held,) = connection.execute("SELECT count(*) FROM held").fetchone()
     except BaseException:
         connection.close()
         raise
     return connection, Recovery(
-        interrupted, waiting, aside, len(salvaged.outbox) + len(salvaged.opened), unreadable + salvaged.unreadable
+        interrupted, waiting, held, aside, len(salvaged.outbox) + len(salvaged.opened), unreadable + salvaged.unreadable
     )
 
 
@@ -131,6 +143,20 @@ def _make_schema(connection: sqlite3.Connection, epoch: str) -> None:
     connection.execute("COMMIT")
 
 
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    if _has_table(connection, "held"):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(_HELD)
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", (str(SCHEMA_VERSION),))
+    connection.execute("COMMIT")
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)).fetchone()
+    return found is not None
+
+
 def _is_sound(path: Path) -> bool:
     """Whether the file is a whole journal of a version that this code knows. An empty file counts as a fresh one."""
     try:
@@ -142,7 +168,7 @@ def _is_sound(path: Path) -> bool:
             epoch = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
     except (sqlite3.Error, OSError):
         return False
-    return verdict == "ok" and row == (str(SCHEMA_VERSION),) and epoch is not None
+    return verdict == "ok" and row is not None and row[0] in _READABLE_VERSIONS and epoch is not None
 
 
 class _Salvage:
@@ -161,7 +187,11 @@ def _salvage(path: Path) -> _Salvage:
     except sqlite3.Error:
         return saved
     with closing(connection):
-        for table, target in (("opened", saved.opened), ("outbox", saved.outbox)):
+        # What was held goes to the ledger as it is: with the estimate.
+        tables = [("opened", saved.opened), ("outbox", saved.outbox)]
+        with suppress(sqlite3.Error):  # a file whose list of tables is unreadable gives nothing below either
+            tables += [("held", saved.outbox)] if _has_table(connection, "held") else []
+        for table, target in tables:
             for row in _rows_that_can_be_read(connection, table):
                 if row is None:
                     saved.unreadable += 1
@@ -183,7 +213,7 @@ def _rows_that_can_be_read(connection: sqlite3.Connection, table: str) -> Iterat
     The table is read from both ends up to the damage. Rows of the outbox that lie beyond it are asked for one by one:
     damage to an inner page hides only some of them.
     """
-    key = "event_id" if table == "opened" else "sequence"
+    key = "sequence" if table == "outbox" else "event_id"
     query = f"SELECT {key}, {_RECORD} FROM {table}"  # noqa: S608 - constants of this module
     seen: set[object] = set()
     for direction in ("ASC", "DESC"):

@@ -11,7 +11,7 @@ class UsageMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.commits = Counter("turnpike_router_journal_commits", "Commits of the journal.", registry=registry)
         self.records = Counter(
-            "turnpike_router_journal_records", "Records written: opened or settled.", ["kind"], registry=registry
+            "turnpike_router_journal_records", "Records written: opened, settled or held.", ["kind"], registry=registry
         )
         self.group_size = Histogram(
             "turnpike_router_journal_group_size",
@@ -21,6 +21,11 @@ class UsageMetrics:
         )
         self.waiting = Gauge(
             "turnpike_router_journal_waiting_events", "Events that the ledger has not acknowledged.", registry=registry
+        )
+        self.held = Gauge(
+            "turnpike_router_journal_held_events",
+            "Settled events held back while their provider is asked what they consumed.",
+            registry=registry,
         )
         self.oldest_waiting = Gauge(
             "turnpike_router_journal_oldest_waiting_timestamp_seconds",

@@ -26,7 +26,7 @@ from router_service.domain.completion import (
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.secret import Secret
 from router_service.domain.tenant import Credential, InferenceConfig, Tenant
-from router_service.domain.usage import AttemptOpened, AttemptSettled, Funding, TokenUsage
+from router_service.domain.usage import AttemptOpened, AttemptSettled, Funding, HeldAttempt, LateUsage, TokenUsage
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.ports import KeyVerdict, LimitHeadroom
 from router_service.routing.router import Router
@@ -129,6 +129,8 @@ class FakeJournal:
     def __init__(self) -> None:
         self.opened_attempts: list[AttemptOpened] = []
         self.rows: list[AttemptSettled] = []
+        self.held_back: dict[UUID, AttemptSettled] = {}
+        self.released: list[tuple[UUID, LateUsage | None]] = []
         self.refuses_opening = False
         self.breaks_settling = False
         self.gate: asyncio.Event | None = None
@@ -147,7 +149,21 @@ class FakeJournal:
         if self.breaks_settling:
             raise ServiceError(Category.UNAVAILABLE, "JOURNAL_BROKEN", "the disk is gone")
         self.rows.append(attempt)
+        if attempt.enquiry is not None:
+            self.held_back[attempt.opened.event_id] = attempt
         await asyncio.sleep(0)
+
+    async def held(self) -> list[HeldAttempt]:
+        return [
+            HeldAttempt(event_id, row.opened.tenant_id, row.enquiry, held_since=0.0)
+            for event_id, row in self.held_back.items()
+        ]
+
+    async def release(self, event_id: UUID, late: LateUsage | None) -> bool:
+        if self.held_back.pop(event_id, None) is None:
+            return False
+        self.released.append((event_id, late))
+        return True
 
     @property
     def is_balanced(self) -> bool:
