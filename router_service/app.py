@@ -39,6 +39,7 @@ from router_service.usage.limit_cache import LimitCache
 from router_service.usage.metrics import UsageMetrics
 from router_service.usage.price_cache import PriceCache
 from router_service.usage.sender import UsageSender
+from service_runtime import faults
 from service_runtime.background import Periodic
 from service_runtime.errors import ServiceError
 from service_runtime.grpc_server import GrpcServer
@@ -67,6 +68,7 @@ _log = structlog.get_logger(__name__)
 async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
     """Run the router until it is asked to stop. What was opened last is closed first."""
     configure_logging(settings.log_level, settings.log_format)
+    faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
         catalog = _catalog(settings)

@@ -17,16 +17,16 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service_runtime.data_dir import DEFAULT_DATA_DIR
 from service_runtime.startup import StartupError
 
 SHARED_PREFIX = "TURNPIKE_"
-SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "log_format", "log_level"})
+SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "log_format", "log_level", "faults"})
 
 
 class SettingsError(StartupError):
@@ -65,6 +65,13 @@ class ServiceSettings(BaseSettings):
     max_concurrent_rpcs: int = Field(default=2000, ge=1)  # refused with RESOURCE_EXHAUSTED beyond it; bounds memory
     # Lets grpcurl work unaided. Left to the profile when unset: on in development, off in production.
     reflection: bool | None = None
+    faults: str = ""  # crash points and broken promises, for tests of the tests; see `service_runtime.faults`
+
+    @model_validator(mode="after")
+    def _no_faults_in_production(self) -> Self:
+        if self.faults and self.profile == "production":
+            raise ValueError("faults on purpose are refused on the production profile; unset TURNPIKE_FAULTS")
+        return self
 
     @property
     def reflection_is_on(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from service_runtime import faults
 from service_runtime.background import Periodic
 from service_runtime.grpc_server import GrpcServer
 from service_runtime.logs import configure_logging
@@ -53,6 +54,7 @@ _log = structlog.get_logger(__name__)
 async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     """Run the ledger until it is asked to stop. What was opened last is closed first."""
     configure_logging(settings.log_level, settings.log_format)
+    faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
         postgres, owner = await _databases(settings, opened)

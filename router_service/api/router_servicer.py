@@ -14,9 +14,11 @@ from router_service.api.convert import (
     tenant_id_from_proto,
 )
 from router_service.api.render import event_to_proto, explanation_to_proto, providers_to_proto, whole_to_proto
+from router_service.domain.completion import CompletionResult, IndexedDelta
 from router_service.routing.router import Router
 from router_service.routing.watchdog import Interrupted, Reason, Watchdog
 from service_runtime.errors import Category, ServiceError
+from service_runtime.faults import CrashPoint, crash_point
 from turnpike.router.v1 import router_service_pb2 as pb
 from turnpike.router.v1.router_service_pb2_grpc import RouterServiceServicer
 
@@ -45,8 +47,15 @@ class RouterServicer(RouterServiceServicer):
                 async with aclosing(events):
                     async for event in events:
                         watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
+                        is_last = isinstance(event, CompletionResult)
+                        if is_last:
+                            crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
                         await context.write(event_to_proto(event))
                         watch.expect_nothing()
+                        if is_last:
+                            crash_point(CrashPoint.CALLER_AFTER_FINAL_WRITE)
+                        elif isinstance(event, IndexedDelta) and event.index == 0:
+                            crash_point(CrashPoint.CALLER_AFTER_FIRST_TOKEN)
         except Interrupted:
             message = f"nothing was read for {self._write_timeout_s:g} s: read the stream as it comes"
             raise ServiceError(Category.CANCELLED, "READER_TOO_SLOW", message) from None
@@ -55,6 +64,7 @@ class RouterServicer(RouterServiceServicer):
         """Answer whole."""
         completion = completion_from_proto(request, self._rules)
         result, answer = await self._router.complete(completion, deadline_s=context.time_remaining())
+        crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
         return whole_to_proto(result, answer)
 
     async def ExplainRoute(self, request: pb.ExplainRouteRequest, context: Context) -> pb.ExplainRouteResponse:

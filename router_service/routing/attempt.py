@@ -22,6 +22,7 @@ from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptSt
 from router_service.routing.ports import Provider
 from router_service.routing.sinks import Sink
 from router_service.routing.watchdog import Interrupted, Reason, Watchdog
+from service_runtime.faults import CrashPoint, crash_point
 
 MAX_ERROR_MESSAGE = 500
 MIN_TOKENS_FOR_SPEED = 8
@@ -122,6 +123,7 @@ class Attempt:
         stream = provider.stream(self.candidate, request, connect_timeout_s=clocks.connect_s)
         try:
             with watch:
+                crash_point(CrashPoint.ATTEMPT_BEFORE_CONNECT)
                 self.was_sent = True
                 watch.limit(clocks.total_s, Reason.TOTAL)
                 watch.expect(clocks.first_content_s, Reason.FIRST_CONTENT)
@@ -216,6 +218,7 @@ class Attempt:
             if isinstance(item, ContentDelta):
                 if self.first_content_at is None:
                     self.first_content_at = now()
+                    crash_point(CrashPoint.ATTEMPT_BEFORE_FIRST_TOKEN)
                 size = self._meter.add(item)
                 self._bound(size, max_answer)
                 if not sink.put(item, size):
@@ -226,6 +229,7 @@ class Attempt:
             elif isinstance(item, ProviderAccepted):
                 self._was_accepted = True
                 self.quota = item.quota
+                crash_point(CrashPoint.ATTEMPT_AFTER_CONNECT)
             else:
                 self.finished = item
                 return

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -18,10 +19,14 @@ import structlog
 
 from router_service.usage.metrics import UsageMetrics
 from service_runtime.errors import Category, ServiceError
+from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash_point, is_sabotaged
 
 _log = structlog.get_logger(__name__)
 
 _GROUP_LIMIT = 512
+# Both keep SQLite's log at a few megabytes: a commit writes some five pages, a changed row one or two.
+_ROTATION_COMMITS = 250
+_ROTATION_CHANGES = 1_000
 _MAX_ERROR = 100  # SQLite quotes what it could not decode
 _DISK_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
@@ -65,6 +70,9 @@ class GroupCommit:
         self._metrics = metrics
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._is_closed = False
+        self._commits_since_rotation = 0
+        self._rotated_at = connection.total_changes
+        self._unsynced_since_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
@@ -101,6 +109,9 @@ class GroupCommit:
                 for work in group:
                     work.error = error
             _deliver(group)
+            self._rotate_if_due()
+        if self._connection.in_transaction:  # under sabotage
+            self._connection.execute("COMMIT")
         self._connection.close()
 
     def _next_group(self) -> tuple[list[_Work], bool]:
@@ -146,7 +157,24 @@ class GroupCommit:
         else:
             work.error = self._space.full()
 
+    def _rotate_if_due(self) -> None:
+        """Move SQLite's log into the main file now and then, when nobody waits for what is in it."""
+        changes = self._connection.total_changes
+        if self._commits_since_rotation < _ROTATION_COMMITS and changes - self._rotated_at < _ROTATION_CHANGES:
+            return
+        self._commits_since_rotation, self._rotated_at = 0, changes
+        crash_point(CrashPoint.JOURNAL_BEFORE_ROTATION)
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:  # the records are safe in the log; the next rotation takes them over
+            self._metrics.failed_writes.inc()
+            _log.error("journal.rotation_failed", error=str(error)[:_MAX_ERROR])
+        crash_point(CrashPoint.JOURNAL_AFTER_ROTATION)
+
     def _transact(self, group: list[_Work]) -> None:
+        if is_sabotaged(Sabotage.SKIP_SYNC):
+            self._transact_without_sync(group)
+            return
         if self._connection.in_transaction:  # an earlier roll-back failed as well
             self._connection.execute("ROLLBACK")
         self._connection.execute("BEGIN IMMEDIATE")
@@ -158,8 +186,19 @@ class GroupCommit:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        self._commits_since_rotation += 1
         self._metrics.commits.inc()
         self._metrics.group_size.observe(len(group))
+
+    def _transact_without_sync(self, group: list[_Work]) -> None:
+        """Sabotage: those who wait are told that their records are durable long before they are."""
+        if self._connection.in_transaction and time.monotonic() - self._unsynced_since_s > SABOTAGE_DELAY_S:
+            self._connection.execute("COMMIT")
+        if not self._connection.in_transaction:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._unsynced_since_s = time.monotonic()
+        for work in group:
+            work.result = work.run(self._connection)
 
 
 def _disk_refused(error: sqlite3.Error) -> bool:

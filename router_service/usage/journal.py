@@ -25,6 +25,7 @@ from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epo
 from router_service.usage.journal_space import JournalSpace
 from router_service.usage.log_mending import mend_log
 from router_service.usage.metrics import UsageMetrics
+from service_runtime.faults import CrashPoint, crash_point
 from service_runtime.startup import StartupError
 
 _log = structlog.get_logger(__name__)
@@ -108,8 +109,10 @@ class SqliteJournal:
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row)
+            crash_point(CrashPoint.JOURNAL_BEFORE_OPENED_SYNC)
 
         await self._thread.do(write, needs_room=True, then=self._metrics.records.labels("opened").inc)
+        crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
 
     async def settled(self, attempt: AttemptSettled) -> None:
         """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up: then the
@@ -125,8 +128,10 @@ class SqliteJournal:
         def write(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM opened WHERE event_id = ?", (event_id,))
             db.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)", row)
+            crash_point(CrashPoint.JOURNAL_BEFORE_SETTLED_SYNC)
 
         await self._thread.do(write, then=self._one_more_waits)
+        crash_point(CrashPoint.JOURNAL_AFTER_SETTLED_SYNC)
 
     async def held(self) -> list[HeldAttempt]:
         """See `routing.ports.UsageJournal`."""
@@ -154,10 +159,14 @@ class SqliteJournal:
     async def remove(self, sequences: Sequence[int]) -> None:
         """Forget events that the ledger has acknowledged."""
         rows = [(sequence,) for sequence in sequences]
-        removed = await self._thread.do(
-            lambda db: db.executemany("DELETE FROM outbox WHERE sequence = ?", rows).rowcount
-        )
-        self._metrics.waiting.dec(removed)
+
+        def delete(db: sqlite3.Connection) -> int:
+            removed = db.executemany("DELETE FROM outbox WHERE sequence = ?", rows).rowcount
+            crash_point(CrashPoint.JOURNAL_BEFORE_REMOVAL_SYNC)
+            return removed
+
+        self._metrics.waiting.dec(await self._thread.do(delete))
+        crash_point(CrashPoint.JOURNAL_AFTER_REMOVAL_SYNC)
 
     async def bury(self, reasons: Sequence[tuple[int, str]]) -> None:
         """Set events aside that the ledger will never take; they stay in the file for a person to look at."""
@@ -171,9 +180,12 @@ class SqliteJournal:
                 moves,
             )
             sequences = [(sequence,) for sequence, _ in reasons]
-            return db.executemany("DELETE FROM outbox WHERE sequence = ?", sequences).rowcount
+            moved = db.executemany("DELETE FROM outbox WHERE sequence = ?", sequences).rowcount
+            crash_point(CrashPoint.JOURNAL_BEFORE_BURIAL_SYNC)
+            return moved
 
         self._metrics.waiting.dec(await self._thread.do(move))
+        crash_point(CrashPoint.JOURNAL_AFTER_BURIAL_SYNC)
         for _, reason in reasons:
             self._metrics.dead_letters.labels(reason).inc()
 

@@ -16,6 +16,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from service_runtime.faults import CrashPoint, crash_point
+
 FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 2
 _FRESH_NAME = "fresh.sqlite"
@@ -76,14 +78,18 @@ def open_journal(
     elif path.exists() and not _is_sound(path):
         salvaged = _salvage(path)
         _write_fresh(fresh, salvaged, new_epoch(), now_s())
+        crash_point(CrashPoint.TAKE_OVER_BEFORE_SET_ASIDE)
         aside = _set_aside(directory, now_s)
+        crash_point(CrashPoint.TAKE_OVER_AFTER_SET_ASIDE)
         fresh.rename(path)
+        crash_point(CrashPoint.TAKE_OVER_AFTER_RENAME)
     connection = _connect(path)
     try:
         if not _has_schema(connection):
             _make_schema(connection, new_epoch())
         _bring_up_to_date(connection)
         interrupted, unreadable = _recover(connection, _Salvage(), now_s())
+        crash_point(CrashPoint.RECOVERY_AFTER_SYNC)
         (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
         (held,) = connection.execute("SELECT count(*) FROM held").fetchone()
     except BaseException:
@@ -112,6 +118,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         path.chmod(0o600)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # `GroupCommit` does it when nobody waits
         connection.execute("PRAGMA temp_store = MEMORY")
     except BaseException:
         connection.close()
@@ -279,5 +286,6 @@ def _recover(connection: sqlite3.Connection, salvaged: _Salvage, now_s: float) -
         [(event_id, payload, crc, now_s) for event_id, payload, crc in rows if checksum(payload) != crc],
     )
     connection.execute("DELETE FROM opened")
+    crash_point(CrashPoint.RECOVERY_BEFORE_SYNC)
     connection.execute("COMMIT")
     return len(sound), len(rows) - len(sound)

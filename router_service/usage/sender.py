@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 from router_service.usage.encode import record_usage_request
 from router_service.usage.journal import JournalledEvent, SqliteJournal
 from router_service.usage.metrics import UsageMetrics
+from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_armed, is_sabotaged
 from turnpike.usage.v1 import usage_service_pb2
 
 _log = structlog.get_logger(__name__)
@@ -30,6 +31,7 @@ _log = structlog.get_logger(__name__)
 MAX_BATCH_BYTES = 1 << 20  # usage_service takes 8 MiB; a batch that it refuses for its size would be resent for ever
 
 _RECORD_USAGE = "/turnpike.usage.v1.UsageService/RecordUsage"
+_LEAVING_S = 0.1  # that a batch takes at most to leave the process; waited for only where it shall die afterwards
 _LONGEST_ASKED_PAUSE_S = 300.0  # what an answer may ask for; beyond that it is taken for a mistake
 _DONE = frozenset({usage_service_pb2.RECORD_DISPOSITION_ACCEPTED, usage_service_pb2.RECORD_DISPOSITION_DUPLICATE})
 _BURIED = {
@@ -152,7 +154,15 @@ class UsageSender:
             request = record_usage_request(
                 self._router_id, self._journal.epoch, [(event.payload, event.sequence) for event in batch]
             )
-            response = await self._record_usage(request, timeout=self._settings.call_timeout_s)
+            if is_sabotaged(Sabotage.REMOVE_BEFORE_ACKNOWLEDGEMENT):
+                await self._journal.remove([event.sequence for event in batch])
+            crash_point(CrashPoint.SENDER_BEFORE_SEND)
+            call = self._record_usage(request, timeout=self._settings.call_timeout_s)
+            if is_armed(CrashPoint.SENDER_AFTER_SEND):
+                await asyncio.sleep(_LEAVING_S)
+            crash_point(CrashPoint.SENDER_AFTER_SEND)
+            response = await call
+            crash_point(CrashPoint.SENDER_AFTER_ACKNOWLEDGEMENT)
         except grpc.aio.AioRpcError as error:
             self._metrics.send_failures.labels(error.code().name).inc()
             if self._pace.failures == 0:

@@ -38,6 +38,7 @@ class FakeUsageService(
         self.batches: list[usage_service_pb2.RecordUsageRequest] = []
         self.dispose: Disposition = accept
         self.failure: grpc.StatusCode | None = None
+        self.refused = 0  # batches that `failure` answered
         self.prices: list[pricing_service_pb2.Price] = []
         self.other_prices: dict[str, pricing_service_pb2.Price] = {}
         self.status = quota_service_pb2.CheckRateLimitStatusResponse()
@@ -51,6 +52,7 @@ class FakeUsageService(
         self, request: usage_service_pb2.RecordUsageRequest, context: Any
     ) -> usage_service_pb2.RecordUsageResponse:
         if self.failure is not None:
+            self.refused += 1
             await context.abort(self.failure, "scripted")
         self.batches.append(request)
         return usage_service_pb2.RecordUsageResponse(

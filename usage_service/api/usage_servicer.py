@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from service_runtime.errors import FieldViolation, InvalidRequest
+from service_runtime.faults import CrashPoint, crash_point
 from turnpike.usage.v1 import usage_service_pb2 as pb
 from turnpike.usage.v1 import usage_service_pb2_grpc
 from usage_service.api.convert_event import result_to_proto, submission_from_proto
@@ -39,6 +40,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         interval_s = self._recorder.min_send_interval_s()
         if interval_s is not None:
             response.min_send_interval.FromMilliseconds(max(1, round(interval_s * 1_000)))
+        crash_point(CrashPoint.INGEST_BEFORE_ACKNOWLEDGEMENT)
         return response
 
     async def GetTenantUsageStats(

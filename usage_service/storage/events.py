@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from service_runtime.errors import Category, ServiceError
+from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash_point, is_sabotaged
+from service_runtime.ids import uuid7
 from service_runtime.postgres import Postgres, load_queries
 from usage_service.domain.pricing import PricingState
 from usage_service.metering.ports import (
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 COPY_FROM_ROWS = 300
 _ATTEMPTS = 6
 _FIRST_RETRY_S = 0.01
+_RANDOM_BITS = (1 << 62) - 1  # of a UUIDv7; before them come its version and its time, which is the row's
 
 _COLUMNS = (
     "id", "tenant_id", "user_id", "provider", "model_name", "endpoint", "timestamp", "latency_ms", "input_tokens",
@@ -72,6 +76,7 @@ class PostgresLedger:
         self._postgres = postgres
         self._partitions = partitions
         self._jitter = jitter
+        self._promised: list[asyncio.Task[None]] = []  # only under sabotage
 
     async def store(self, rows: Sequence[LedgerRow]) -> list[StoreOutcome]:
         """Store rows with distinct event ids; see `metering.ports.Ledger`.
@@ -82,7 +87,14 @@ class PostgresLedger:
             return []
         times = [row.event.used_at for row in rows]
         await self._partitions.cover(min(times), max(times))
+        if is_sabotaged(Sabotage.ACKNOWLEDGE_BEFORE_COMMIT):
+            self._promised.append(asyncio.create_task(self._store_later(rows), name="store what was acknowledged"))
+            return [Inserted()] * len(rows)
         return await self._store_or_halve(rows, [_record(row) for row in rows])
+
+    async def _store_later(self, rows: Sequence[LedgerRow]) -> None:
+        await asyncio.sleep(SABOTAGE_DELAY_S)
+        await self._store_or_halve(rows, [_record(row) for row in rows])
 
     async def _store_or_halve(
         self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]
@@ -113,13 +125,17 @@ class PostgresLedger:
         return [NotStoredNow(f"other writers were in the way {_ATTEMPTS} times")] * len(rows)
 
     async def _store_at_once(self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]) -> list[StoreOutcome]:
+        crash_point(CrashPoint.INGEST_BEFORE_INSERT)
+        held: dict[Any, StoreOutcome] = {}
         async with self._postgres.transaction() as connection:
             new_ids = await _insert(connection, records)
-            if len(new_ids) == len(rows):
-                return [Inserted()] * len(rows)
             inserted = set(new_ids)
-            others = [row for row in rows if row.event.event_id not in inserted]
-            held = await _find_stored(connection, others)
+            if len(new_ids) < len(rows):
+                held = await _find_stored(connection, [row for row in rows if row.event.event_id not in inserted])
+            crash_point(CrashPoint.INGEST_BEFORE_COMMIT)
+        crash_point(CrashPoint.INGEST_AFTER_COMMIT)
+        if len(new_ids) == len(rows):
+            return [Inserted()] * len(rows)
         return [
             Inserted() if row.event.event_id in inserted else held.get(row.event.event_id, _VANISHED) for row in rows
         ]
@@ -168,7 +184,7 @@ def _record(row: LedgerRow) -> tuple[Any, ...]:
     reported = event.reported
     tokens = reported.tokens
     return (
-        event.event_id,
+        _key(event.event_id),
         event.tenant_id,
         reported.user_id,
         reported.provider,
@@ -202,6 +218,13 @@ def _record(row: LedgerRow) -> tuple[Any, ...]:
         reported.sequence,
         row.content_hash,
     )
+
+
+def _key(event_id: UUID) -> UUID:
+    """The row's id, which is the event's: what is resent finds its row taken."""
+    if is_sabotaged(Sabotage.NO_DEDUPE):
+        return UUID(int=event_id.int ^ uuid7().int & _RANDOM_BITS)
+    return event_id
 
 
 def _metadata(row: LedgerRow) -> str:
