@@ -119,6 +119,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
+        await router.resume()
         await server.start()
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
         server.set_serving(True)
@@ -138,6 +139,7 @@ def _routing(settings: RouterSettings) -> RoutingSettings:
         max_running_per_provider=settings.max_running_per_provider,
         total_s=settings.default_deadline_s,
         drain_s=settings.drain_grace_s,
+        late_usage_wait_s=settings.late_usage_wait_s,
         score_weights=settings.score_weights,
     )
 

@@ -59,6 +59,10 @@ class RouterSettings(ServiceSettings):
     )
 
     max_prompt_characters: PositiveInt = Field(1_000_000, description="longer prompts are refused")
+    late_usage_wait_s: NonNegativeFloat = Field(
+        120.0,
+        description="how long a record waits for a count that its provider gives afterwards; 0: the estimate stands",
+    )
     journal_max_bytes: PositiveInt = Field(1 << 30, description="a fuller journal refuses new requests")
 
     @field_validator("score_weights")

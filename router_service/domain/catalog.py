@@ -60,6 +60,7 @@ class ProviderSpec:
     on_caller_gone: CallerGonePolicy = CallerGonePolicy.ABORT
     clocks: Clocks = Clocks()
     is_sandbox: bool = False
+    counts_late: bool = False  # can be asked afterwards what an answer consumed that broke off
 
     def facts(self, model: str) -> ModelFacts:
         """What is known of `model`; for one that the catalogue does not list, only its name."""

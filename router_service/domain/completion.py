@@ -172,9 +172,21 @@ class QuotaHeaders:
 
 @dataclass(frozen=True, slots=True)
 class ProviderAccepted:
-    """The provider answered 200 and its body begins. Not content yet."""
+    """The provider answered 200 and its body begins. Not content yet. `response_id` is empty when no header has it."""
 
     quota: QuotaHeaders | None = None
+    response_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderIdentified:
+    """The answer's first chunk says which it is and which model gives it; empty where it does not.
+
+    Comes once, ahead of the content, so that an answer that breaks off is still known by both.
+    """
+
+    response_id: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +223,7 @@ class ProviderFinished:
     reported_cost_usd: Decimal | None = None
 
 
-ProviderItem = ProviderAccepted | ContentDelta | ProviderFinished
+ProviderItem = ProviderAccepted | ProviderIdentified | ContentDelta | ProviderFinished
 
 
 # ── what the router tells the caller ──────────────────────────────────────────────────────────────────────────────

@@ -100,6 +100,7 @@ _OPENROUTER: Final = ProviderSpec(
     ),
     aliases=("open router", "openrouter.ai"),
     clocks=Clocks(first_content_s=60.0),  # it queues in front of the vendors behind it
+    counts_late=True,
 )
 
 _LLM7: Final = ProviderSpec(

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Final
 
-from router_service.domain.completion import ContentDelta, FinishReason, ProviderFinished, ToolCallDelta
+from router_service.domain.completion import (
+    ContentDelta,
+    FinishReason,
+    ProviderFinished,
+    ProviderIdentified,
+    ToolCallDelta,
+)
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.usage import TokenUsage
 from router_service.providers.chat_chunk import CallPart, Choice, Chunk, decode_chunk
@@ -42,6 +48,7 @@ class ChatDecoder:
         self.is_over = False
         self._content = _Coalescer()
         self._saw_event = False
+        self._has_identified = False
         self._finish_reason: FinishReason | None = None
         self._model = ""
         self._response_id = ""
@@ -49,6 +56,13 @@ class ChatDecoder:
         self._usage_of_groq: TokenUsage | None = None
         self._usage_of_timings: TokenUsage | None = None
         self._cost_usd: Decimal | None = None
+
+    def identity(self) -> tuple[ProviderIdentified, ...]:
+        """Which answer this is and which model gives it: given once, as soon as a chunk has said so."""
+        if self._has_identified or not (self._response_id or self._model):
+            return ()
+        self._has_identified = True
+        return (ProviderIdentified(self._response_id, self._model),)
 
     @property
     def has_content(self) -> bool:

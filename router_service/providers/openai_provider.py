@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Final
+from urllib.parse import quote
 
 import httpx
 
@@ -15,9 +16,10 @@ from router_service.domain.candidate import Candidate
 from router_service.domain.completion import CompletionRequest, ProviderAccepted, ProviderItem
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.tenant import Credential
+from router_service.domain.usage import LateUsage
 from router_service.providers.chat_request import encode
 from router_service.providers.error_mapping import error_from_response, sentence
-from router_service.providers.loose_json import NotJson, decode_loosely
+from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.openai_chat import ChatDecoder
 from router_service.providers.quota_headers import parse_quota
 from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
@@ -31,6 +33,7 @@ _MAX_ERROR_BODY_BYTES: Final = 64 << 10
 _MAX_WHOLE_ANSWER_BYTES: Final = 4 << 20
 _ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
 _KEY_CHECK_TIME_S: Final = 10.0
+_LATE_USAGE_TIME_S: Final = 10.0
 _LAST_BYTES_TIME_S: Final = 0.05  # after [DONE] only the end of the body is missing, and usually already there
 
 
@@ -62,10 +65,13 @@ class OpenAiProvider:
         try:
             if response.status_code != httpx.codes.OK:
                 raise await self._refusal(response)
-            yield ProviderAccepted(parse_quota(response.headers, now_unix_s=self._now_unix_s()))
+            yield self._accepted(response)
             body = _body_of(response)
             async for data in arrivals:
-                for delta in decoder.feed(body.feed(data)):
+                deltas = decoder.feed(body.feed(data))
+                for identity in decoder.identity():
+                    yield identity
+                for delta in deltas:
                     yield delta
                 if decoder.is_over:
                     break
@@ -103,6 +109,23 @@ class OpenAiProvider:
         except TimeoutError:
             return KeyVerdict.UNKNOWN, f"the provider did not answer within {_KEY_CHECK_TIME_S:.0f} s"
 
+    async def late_usage(self, base_url: str, credential: Credential | None, response_id: str) -> LateUsage | None:
+        """See `routing.ports.Provider.late_usage`."""
+        if not self._vendor.late_usage_path:
+            raise ProviderError(
+                FailureKind.NOT_ALLOWED, "the provider counts nothing afterwards", may_have_reached_provider=False
+            )
+        url = base_url.rstrip("/") + self._vendor.late_usage_path + quote(response_id, safe="")
+        try:
+            async with asyncio.timeout(_LATE_USAGE_TIME_S):
+                response = await self._send(self._http_request("GET", url, credential))
+                try:
+                    return await self._read_late_usage(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise ProviderError(FailureKind.TIMED_OUT, sentence(FailureKind.TIMED_OUT)) from None
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
@@ -136,6 +159,13 @@ class OpenAiProvider:
         timeout = {"connect": connect_timeout_s} if connect_timeout_s is not None else {}
         return httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": timeout})
 
+    def _accepted(self, response: httpx.Response) -> ProviderAccepted:
+        header = self._vendor.response_id_header
+        return ProviderAccepted(
+            parse_quota(response.headers, now_unix_s=self._now_unix_s()),
+            label_of(response.headers.get(header)) if header else "",
+        )
+
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
             return await self._transport.handle_async_request(request)
@@ -149,6 +179,16 @@ class OpenAiProvider:
     async def _refusal(self, response: httpx.Response) -> ProviderError:
         body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
         return error_from_response(response.status_code, response.headers, body, now_unix_s=self._now_unix_s())
+
+    async def _read_late_usage(self, response: httpx.Response) -> LateUsage | None:
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if response.status_code != httpx.codes.OK:
+            raise await self._refusal(response)
+        try:
+            return self._vendor.read_late_usage(decode_loosely(await _read_up_to(response, _MAX_ERROR_BODY_BYTES)))
+        except NotJson:
+            raise ProviderError(FailureKind.PROTOCOL_VIOLATION, sentence(FailureKind.PROTOCOL_VIOLATION)) from None
 
     async def _judge_key(self, response: httpx.Response) -> tuple[KeyVerdict, str]:
         if response.status_code != httpx.codes.OK:

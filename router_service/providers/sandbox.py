@@ -27,7 +27,7 @@ from router_service.domain.completion import (
 )
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.tenant import Credential
-from router_service.domain.usage import TokenUsage
+from router_service.domain.usage import LateUsage, TokenUsage
 from router_service.routing.ports import KeyVerdict
 
 LABEL: Final = "[sandbox]"
@@ -79,6 +79,11 @@ class SandboxProvider:
         """See `routing.ports.Provider.verify_key`."""
         del base_url, credential
         return KeyVerdict.VALID, "the sandbox takes any key and needs none"
+
+    async def late_usage(self, base_url: str, credential: Credential | None, response_id: str) -> LateUsage | None:
+        """See `routing.ports.Provider.late_usage`."""
+        del base_url, credential, response_id
+        raise ProviderError(FailureKind.NOT_ALLOWED, "the sandbox counts as it goes", may_have_reached_provider=False)
 
     async def aclose(self) -> None:
         """Nothing is open."""

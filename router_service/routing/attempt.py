@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import (
@@ -13,12 +14,20 @@ from router_service.domain.completion import (
     FinishReason,
     ProviderAccepted,
     ProviderFinished,
+    ProviderIdentified,
     ProviderItem,
     QuotaHeaders,
 )
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.tokens import OutputMeter
-from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, TokenUsage, UsageSource
+from router_service.domain.usage import (
+    AttemptOpened,
+    AttemptSettled,
+    AttemptStatus,
+    LateEnquiry,
+    TokenUsage,
+    UsageSource,
+)
 from router_service.routing.ports import Provider
 from router_service.routing.sinks import Sink
 from router_service.routing.watchdog import Interrupted, Reason, Watchdog
@@ -87,11 +96,13 @@ class Attempt:
         "_drain_left",
         "_meter",
         "_was_accepted",
+        "answering_model",
         "candidate",
         "finished",
         "first_content_at",
         "opened",
         "quota",
+        "response_id",
         "started_at",
         "was_sent",
     )
@@ -103,6 +114,8 @@ class Attempt:
         self.first_content_at: float | None = None
         self.finished: ProviderFinished | None = None
         self.quota: QuotaHeaders | None = None
+        self.response_id = ""
+        self.answering_model = ""
         self.was_sent = False
         self._was_accepted = False
         self._meter = OutputMeter()
@@ -155,13 +168,15 @@ class Attempt:
             return None
         return tokens / seconds
 
-    def settled(self, outcome: Outcome, status: AttemptStatus, *, absorbed: bool, ended_at: float) -> AttemptSettled:
-        """The attempt's end as the ledger keeps it."""
+    def settled(
+        self, outcome: Outcome, status: AttemptStatus, *, absorbed: bool, ended_at: float, may_enquire: bool = False
+    ) -> AttemptSettled:
+        """The attempt's end as the ledger keeps it. `may_enquire`: hold it where the provider can count late."""
         usage, source = self.consumed(outcome)
         error_class, error_message = describe(outcome)
         return AttemptSettled(
             opened=self.opened,
-            model=(self.finished.model if self.finished is not None else "") or self.opened.model,
+            model=self._model(outcome),
             status=status,
             usage=usage,
             usage_source=source,
@@ -170,8 +185,17 @@ class Attempt:
             error_class=error_class,
             error_message=error_message,
             absorbed=absorbed,
-            reported_cost_usd=self.finished.reported_cost_usd if self.finished is not None else None,
+            reported_cost_usd=self._reported_cost_usd(outcome),
+            enquiry=self.enquiry(outcome) if may_enquire else None,
         )
+
+    def enquiry(self, outcome: Outcome) -> LateEnquiry | None:
+        """What to ask the provider afterwards, when it can tell what we can only estimate."""
+        if not self.candidate.spec.counts_late or not self.response_id:
+            return None
+        if self.consumed(outcome)[1] is not UsageSource.ESTIMATED:
+            return None
+        return LateEnquiry(self.candidate.provider, self.response_id, self.candidate.credential_key[1])
 
     def summary(self, outcome: Outcome, status: AttemptStatus, *, ended_at: float) -> AttemptSummary:
         """The attempt's end as the caller may see it."""
@@ -192,9 +216,22 @@ class Attempt:
         """The tokens and how sure they are: as reported, else estimated if any byte may have reached the provider."""
         if self.finished is not None and self.finished.usage is not None:
             return self.finished.usage, UsageSource.PROVIDER
+        if isinstance(outcome, Failed) and outcome.error.usage is not None:
+            return outcome.error.usage, UsageSource.PROVIDER
         if not self._may_have_cost(outcome):
             return None, UsageSource.NONE
         return self._meter.estimate(self.opened.estimated_input_tokens), UsageSource.ESTIMATED
+
+    def _model(self, outcome: Outcome) -> str:
+        """The model that answered, whatever was asked for, and however far the answer came."""
+        of_end = self.finished.model if self.finished is not None else ""
+        of_error = outcome.error.model if isinstance(outcome, Failed) else ""
+        return of_end or of_error or self.answering_model or self.opened.model
+
+    def _reported_cost_usd(self, outcome: Outcome) -> Decimal | None:
+        if self.finished is not None:
+            return self.finished.reported_cost_usd
+        return outcome.error.reported_cost_usd if isinstance(outcome, Failed) else None
 
     def _may_have_cost(self, outcome: Outcome) -> bool:
         if self._was_accepted or self._meter.total_bytes or self.finished is not None:
@@ -229,7 +266,11 @@ class Attempt:
             elif isinstance(item, ProviderAccepted):
                 self._was_accepted = True
                 self.quota = item.quota
+                self.response_id = item.response_id
                 crash_point(CrashPoint.ATTEMPT_AFTER_CONNECT)
+            elif isinstance(item, ProviderIdentified):
+                self.response_id = self.response_id or item.response_id
+                self.answering_model = item.model
             else:
                 self.finished = item
                 return

@@ -41,6 +41,18 @@ class RoutingMetrics:
             registry=registry,
         )
 
+        self._enquiries = Gauge(
+            "turnpike_router_late_enquiries",
+            "Answers whose provider is being asked what they consumed.",
+            registry=registry,
+        )
+        self._enquiries_ended = Counter(
+            "turnpike_router_late_enquiries_ended",
+            "Such enquiries by how they ended: answered, unanswered (the estimate stands) or failed (the journal did).",
+            ["provider", "outcome"],
+            registry=registry,
+        )
+
     def attempt_ended(self, provider: str, status: str, reason: str, first_token_s: float | None) -> None:
         """Count an attempt; `first_token_s` is None when no content came."""
         self._attempts.labels(provider, status, reason).inc()
@@ -49,6 +61,12 @@ class RoutingMetrics:
 
     def completion_ended(self, outcome: str) -> None:
         self._completions.labels(outcome).inc()
+
+    def set_enquiries(self, running: int) -> None:
+        self._enquiries.set(running)
+
+    def enquiry_ended(self, provider: str, outcome: str) -> None:
+        self._enquiries_ended.labels(provider, outcome).inc()
 
     def set_in_flight(self, running: int) -> None:
         self._in_flight.set(running)

@@ -29,7 +29,7 @@ class Provider(Protocol):
     def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
     ) -> AsyncIterator[ProviderItem]:
-        """Send the request and yield `ProviderAccepted`, content deltas, then `ProviderFinished`.
+        """Send the request and yield `ProviderAccepted`, `ProviderIdentified`, content deltas, then `ProviderFinished`.
 
         Nothing is yielded for comments, empty deltas and other signs of life: whoever reads bounds the silence.
         Content that arrived together is yielded together. Raises `ProviderError` and nothing else; closing the
@@ -39,6 +39,13 @@ class Provider(Protocol):
 
     async def verify_key(self, base_url: str, credential: Credential) -> tuple[KeyVerdict, str]:
         """Ask the provider, without spending money, whether it accepts the key; with an explanation free of secrets."""
+        ...
+
+    async def late_usage(self, base_url: str, credential: Credential | None, response_id: str) -> LateUsage | None:
+        """Ask what an answer consumed that ended without a count; None while the provider does not know.
+
+        Raises `ProviderError`, for a provider without such a call too.
+        """
         ...
 
 

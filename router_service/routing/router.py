@@ -20,6 +20,7 @@ from router_service.domain.tenant import Credential, Tenant
 from router_service.domain.usage import Funding
 from router_service.routing import failures
 from router_service.routing.admission import Admission
+from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.planning import Plan, Planner
 from router_service.routing.ports import LimitLevels, Prices, Provider, Tenants, UsageJournal
@@ -91,6 +92,15 @@ class Router:
             max_running_per_tenant=self._settings.max_running_per_tenant,
             max_running_per_provider=self._settings.max_running_per_provider,
         )
+        enquiries = LateEnquiries(
+            providers=providers,
+            catalog=catalog,
+            tenants=tenants,
+            system_credentials=system_credentials,
+            journal=journal,
+            metrics=metrics,
+            settings=self._settings,
+        )
         self._shared = Shared(
             providers=providers,
             journal=journal,
@@ -102,6 +112,7 @@ class Router:
             monotonic=monotonic,
             new_event_id=new_event_id,
             luck=luck,
+            enquiries=enquiries,
         )
         self._planner = Planner(
             catalog=catalog,
@@ -167,8 +178,15 @@ class Router:
         tenant = NOBODY if tenant_id is None else await self._tenants.get(tenant_id)
         return [self._state(self._catalog[name], tenant) for name in sorted(self._catalog)]
 
+    async def resume(self) -> None:
+        """Take up what an earlier run left behind: records that wait for a provider's late count."""
+        await self._shared.enquiries.resume()
+
     async def drain(self, grace_s: float) -> None:
-        """Take no more requests, let the running ones end for `grace_s`, then cut them; all of them are settled."""
+        """Take no more requests, let the running ones end for `grace_s`, then cut them; all of them are settled.
+
+        No record stays held behind: late counts that do not come within moments are given up.
+        """
         self._is_closing = True
         if self._runs:
             await asyncio.wait(self._runs, timeout=grace_s)
@@ -177,6 +195,7 @@ class Router:
         remaining = {*self._runs, *self._refusals}
         if remaining:
             await asyncio.wait(remaining, timeout=SETTLE_S)
+        await self._shared.enquiries.stop(self._settings.last_enquiry_s)
 
     async def _start(self, request: CompletionRequest, sink: Sink, deadline_s: float | None) -> Run:
         arrived_at = self._shared.monotonic()

@@ -250,11 +250,16 @@ class Run:
         """Record how an attempt ended. Once only: an attempt that is not among the unsettled was settled."""
         self._unsettled.remove(attempt)
         ended_at = self._shared.monotonic()
-        settled = attempt.settled(outcome, status, absorbed=absorbed, ended_at=ended_at)
+        enquiries = self._shared.enquiries
+        settled = attempt.settled(
+            outcome, status, absorbed=absorbed, ended_at=ended_at, may_enquire=enquiries.has_place
+        )
         self._summaries.append(attempt.summary(outcome, status, ended_at=ended_at))
         if status is not AttemptStatus.SUCCESS:
             self._partial = (settled.usage, settled.usage_source)
         await self._shared.journal.settled(settled)
+        if settled.enquiry is not None:
+            enquiries.begin(settled.opened.event_id, settled.enquiry, attempt.candidate.credential)
         self._shared.metrics.attempt_ended(
             attempt.opened.provider, status.value, settled.error_class, settled.time_to_first_token_s
         )

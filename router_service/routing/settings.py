@@ -21,5 +21,9 @@ class RoutingSettings:
     drain_s: float = 30.0  # how long a stream whose caller left is read to its end
     max_drain: int = 4 * 1024 * 1024
     max_draining: int = 64  # streams without a caller at once; beyond, they are cut
+    late_usage_wait_s: float = 120.0  # how long a record waits for a count that comes afterwards; 0: no enquiries
+    late_usage_first_delay_s: float = 1.0  # before the first enquiry; then twice as long each time, up to 30 s
+    last_enquiry_s: float = 2.0  # how long a router that stops waits for the last late counts
+    max_late_enquiries: int = 256  # answers enquired after at once; beyond, the estimate stands
     max_remembered_routes: int = 4096
     score_weights: Mapping[str, float] = field(default_factory=dict)  # under the tenants' own

@@ -10,6 +10,7 @@ from router_service.domain.completion import CompletionRequest
 from router_service.domain.retry_budget import RetryBudget
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, UsageSource
 from router_service.routing.admission import Admission
+from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.ports import Prices, Provider, UsageJournal
 from router_service.routing.scoreboard import Scoreboard
@@ -34,6 +35,7 @@ class Shared:
     monotonic: Callable[[], float]
     new_event_id: Callable[[], UUID]
     luck: Callable[[], float]
+    enquiries: LateEnquiries
     retry_budget: RetryBudget = RetryBudget()  # noqa: RUF009 - an immutable value
     draining: int = 0
 

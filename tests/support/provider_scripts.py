@@ -157,6 +157,24 @@ async def whole(exchange: Exchange, options: Options) -> None:
     await exchange.whole(200, body, {"Content-Type": "application/json"})
 
 
+async def generation(exchange: Exchange, options: Options) -> None:
+    """What OpenRouter says afterwards: `prompt`, `completion`, `cached`, `reasoning`, `cost`, `model`."""
+    data = {
+        "id": "gen-scripted",
+        "model": options.text("model", "vendor/served"),
+        "total_cost": float(options.text("cost", "0.00042")),
+        "tokens_prompt": 1000,
+        "tokens_completion": 1000,
+        "native_tokens_prompt": options.integer("prompt", 31),
+        "native_tokens_completion": options.integer("completion", 7),
+        "native_tokens_cached": options.integer("cached", 0),
+        "native_tokens_reasoning": options.integer("reasoning", 0),
+        "cancelled": True,
+    }
+    await options.pause("first_ms")
+    await exchange.whole(200, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"})
+
+
 async def status(exchange: Exchange, options: Options) -> None:
     """An error answer: `code`, `retry_after`, `error` (its code), `type`, `message`, `shape`, `pad` (characters)."""
     code = options.integer("code", 500)
@@ -305,6 +323,7 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "ok": ok,
     "whole": whole,
     "status": status,
+    "generation": generation,
     "error": error_inside,
     "silence": silence,
     "trickle": trickle,

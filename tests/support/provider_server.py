@@ -35,6 +35,7 @@ from typing import Any, Self
 
 from tests.support.provider_scripts import behaviour_of
 
+GENERATION = "gen"  # the name under which enquiries after generations are scripted
 JSON = {"Content-Type": "application/json"}
 
 
@@ -184,6 +185,11 @@ class ScriptedProvider:
         """The requests for completions among `served`."""
         return [served for served in self.served if served.path.endswith("/chat/completions")]
 
+    @property
+    def enquiries(self) -> list[Served]:
+        """The enquiries after generations among `served`."""
+        return [served for served in self.served if served.model == GENERATION]
+
     def script(self, model: str, *scripts: str) -> None:
         """Serve the next requests for `model` by `scripts` in turn; the last one stays."""
         for script in scripts:
@@ -245,6 +251,9 @@ class ScriptedProvider:
                 await connection.whole(200, json.dumps(models).encode(), JSON)
             case ("GET", "/key"):
                 await connection.whole(200, json.dumps({"data": {"limit_remaining": 4.2}}).encode(), JSON)
+            case ("GET", path) if path.startswith("/generation?id="):
+                served.model = GENERATION
+                await self._follow(connection, served, self._next_script(GENERATION, "status?code=404"))
             case ("POST", "/chat/completions"):
                 await self._complete(connection, served, json.loads(body))
             case _:
@@ -253,18 +262,21 @@ class ScriptedProvider:
     async def _complete(self, connection: Connection, served: Served, request: dict[str, Any]) -> None:
         served.request = connection.request = request
         served.model = connection.model = str(request.get("model"))
-        served.script = self._next_script(served.model)
+        await self._follow(connection, served, self._next_script(served.model, self.default_script))
+
+    async def _follow(self, connection: Connection, served: Served, script: str) -> None:
+        served.script = script
         found = behaviour_of(served.script)
         assert found is not None, f"the default script {served.script!r} is none"
         behaviour, options = found
         connection._deaf = bool(options.integer("deaf", 0))
         await behaviour(connection, options)
 
-    def _next_script(self, model: str) -> str:
+    def _next_script(self, model: str, default: str) -> str:
         scripts = self._scripts.get(model)
         if scripts:
             return scripts.pop(0) if len(scripts) > 1 else scripts[0]
-        return model if behaviour_of(model) is not None else self.default_script
+        return model if behaviour_of(model) is not None else default
 
     def _log(self, served: Served) -> None:
         if self._log_file is None:

@@ -86,6 +86,8 @@ class FakeProvider:
         self.calls: list[Candidate] = []
         self.closed = 0
         self.handed_out = 0
+        self.late_answers: list[LateUsage | ProviderError | None] = [None]
+        self.enquiries: list[tuple[str, str]] = []
 
     async def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
@@ -109,6 +111,13 @@ class FakeProvider:
 
     async def verify_key(self, base_url: str, credential: Credential) -> tuple[KeyVerdict, str]:
         return KeyVerdict.UNKNOWN, "the fake does not know"
+
+    async def late_usage(self, base_url: str, credential: Credential | None, response_id: str) -> LateUsage | None:
+        self.enquiries.append((credential.fingerprint if credential else "", response_id))
+        said = self.late_answers[min(len(self.enquiries), len(self.late_answers)) - 1]
+        if isinstance(said, ProviderError):
+            raise said
+        return said
 
 
 class FakeTenants:
@@ -207,6 +216,7 @@ def spec(
     on_caller_gone: CallerGonePolicy = CallerGonePolicy.ABORT,
     clocks: Clocks | None = None,
     is_sandbox: bool = False,
+    counts_late: bool = False,
     models: Mapping[str, ModelFacts] | None = None,
 ) -> ProviderSpec:
     """A provider with one model, `<name>-model`, unless others are given."""
@@ -222,6 +232,7 @@ def spec(
         on_caller_gone=on_caller_gone,
         clocks=clocks or Clocks(),
         is_sandbox=is_sandbox,
+        counts_late=counts_late,
     )
 
 

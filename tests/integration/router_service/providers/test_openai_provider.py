@@ -12,6 +12,7 @@ from router_service.domain.completion import (
     ContentDelta,
     FinishReason,
     ProviderAccepted,
+    ProviderIdentified,
     Sampling,
     ToolCallDelta,
 )
@@ -121,6 +122,7 @@ async def test_a_connection_serves_one_answer_after_another(ask: Asker, server: 
 async def test_closing_the_stream_drops_the_connection_at_once(ask: Asker, server: ScriptedProvider) -> None:
     stream = ask.stream("silence?after=2")
     assert isinstance(await anext(stream), ProviderAccepted)
+    assert await anext(stream) == ProviderIdentified("chatcmpl-scripted", "silence?after=2")
     assert isinstance(await anext(stream), ContentDelta)
 
     await stream.aclose()
@@ -302,13 +304,16 @@ async def test_an_endless_flood_is_read_only_as_far_as_it_is_asked_for(ask: Aske
 
 @pytest.mark.parametrize("script", ["silence", "trickle?gap_ms=1", "trickle?gap_ms=1&what=empty"])
 async def test_silence_and_signs_of_life_are_left_to_the_readers_clock(ask: Asker, script: str) -> None:
-    """B2, B3: nothing is yielded, and the reader can give up at any time."""
+    """B2, B3: no content is yielded, and the reader can give up at any time."""
     stream = ask.stream(script)
     assert isinstance(await anext(stream), ProviderAccepted)
 
+    async def content() -> None:
+        while isinstance(await anext(stream), ProviderIdentified):
+            pass
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await anext(stream)
+        await asyncio.wait_for(content(), 0.1)
 
 
 async def test_a_key_with_a_line_end_is_refused_before_anything_is_sent(ask: Asker, server: ScriptedProvider) -> None:

@@ -34,7 +34,9 @@ class _TokenUsageSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Toke
     TOKEN_USAGE_SOURCE_NONE: _TokenUsageSource.ValueType  # 4
     """No token was consumed, or nothing is known: the request never reached a provider, or it was refused there."""
     TOKEN_USAGE_SOURCE_PROVIDER_LATE: _TokenUsageSource.ValueType  # 5
-    """The provider reported the counts after the answer, in a separate enquiry."""
+    """The provider reported the counts after the answer, in a separate enquiry: the answer had ended without them, because
+    the caller left or it broke off. Such a row reaches the ledger up to about two minutes after its attempt.
+    """
 
 class TokenUsageSource(_TokenUsageSource, metaclass=_TokenUsageSourceEnumTypeWrapper):
     """Where the token counts of one attempt come from, from most to least certain."""
@@ -50,7 +52,9 @@ TOKEN_USAGE_SOURCE_ESTIMATED: TokenUsageSource.ValueType  # 3
 TOKEN_USAGE_SOURCE_NONE: TokenUsageSource.ValueType  # 4
 """No token was consumed, or nothing is known: the request never reached a provider, or it was refused there."""
 TOKEN_USAGE_SOURCE_PROVIDER_LATE: TokenUsageSource.ValueType  # 5
-"""The provider reported the counts after the answer, in a separate enquiry."""
+"""The provider reported the counts after the answer, in a separate enquiry: the answer had ended without them, because
+the caller left or it broke off. Such a row reaches the ledger up to about two minutes after its attempt.
+"""
 Global___TokenUsageSource: _TypeAlias = TokenUsageSource  # noqa: Y015
 
 class _Funding:
