@@ -68,11 +68,8 @@ class OpenAiProvider:
             yield self._accepted(response)
             body = _body_of(response)
             async for data in arrivals:
-                deltas = decoder.feed(body.feed(data))
-                for identity in decoder.identity():
-                    yield identity
-                for delta in deltas:
-                    yield delta
+                for item in _items_of(decoder, body.feed(data)):
+                    yield item
                 if decoder.is_over:
                     break
             else:
@@ -199,6 +196,11 @@ class OpenAiProvider:
         except NotJson:  # a long list that was cut off: the status alone is the verdict
             answer = None
         return KeyVerdict.VALID, self._vendor.explain_valid_key(answer)
+
+
+def _items_of(decoder: ChatDecoder, events: list[SseEvent]) -> list[ProviderItem]:
+    deltas = decoder.feed(events)
+    return [*decoder.identity(), *deltas]
 
 
 class _BodyUnusable(Exception):
