@@ -35,6 +35,7 @@ from router_service.tenants.source import StoredTenants
 from router_service.tenants.store import CHANNEL, TenantStore, unknown_tenant
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import SqliteJournal, router_name
+from router_service.usage.journal_report import JournalReporter
 from router_service.usage.limit_cache import LimitCache
 from router_service.usage.metrics import UsageMetrics
 from router_service.usage.price_cache import PriceCache
@@ -61,6 +62,7 @@ _VERSION_POLL_S = 30.0
 _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
 _SENDER_DRAIN_S = 5.0
+_JOURNAL_REPORT_S = 15.0
 
 _log = structlog.get_logger(__name__)
 
@@ -92,6 +94,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         channel = await opened.enter_async_context(usage_channel(settings.usage_address))
         prices = PriceCache(channel)
         limits = LimitCache(channel, now_s=time.monotonic)
+        reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
+        opened.push_async_callback(_last_report, reporter)
         sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
         sender.start()
         opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
@@ -109,6 +113,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             settings=_routing(settings),
         )
         for periodic in (
+            Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics),
             Periodic("poll tenant versions", cache.poll_versions, interval_s=_VERSION_POLL_S, metrics=metrics),
             Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
@@ -130,6 +135,14 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         server.set_serving(False)
         await router.drain(settings.drain_grace_s)
         await server.drain(_SENDER_DRAIN_S)
+
+
+async def _last_report(reporter: JournalReporter) -> None:
+    """When the sender is done: what the ledger has not got, it knows to be waiting."""
+    try:
+        await reporter.report()
+    except ServiceError as error:
+        _log.warning("journal.last_report_failed", cause=error.message)
 
 
 def _routing(settings: RouterSettings) -> RoutingSettings:

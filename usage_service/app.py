@@ -21,12 +21,14 @@ from service_runtime.migrations import migrate
 from service_runtime.postgres import Postgres, usable_role
 from service_runtime.process import Lifecycle
 from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
+from usage_service.api.journal_metrics import PrometheusJournalMetrics
 from usage_service.api.pricing_servicer import PricingServicer
 from usage_service.api.quota_servicer import QuotaServicer
 from usage_service.api.recording_metrics import PrometheusRecordingMetrics
 from usage_service.api.reports import ReportHandlers
 from usage_service.api.usage_servicer import UsageServicer
 from usage_service.domain.usage_event import EventRules
+from usage_service.metering.journals import JournalAudit
 from usage_service.metering.limiting import Limiting
 from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
@@ -34,6 +36,7 @@ from usage_service.metering.reporting import Reporting
 from usage_service.settings import UsageSettings
 from usage_service.storage.bundled_prices import BundledPrices
 from usage_service.storage.events import PostgresLedger
+from usage_service.storage.journals import PostgresJournals
 from usage_service.storage.limits import PostgresLimits
 from usage_service.storage.maintenance import Maintenance
 from usage_service.storage.partitions import Partitions
@@ -47,6 +50,7 @@ ROLE = "turnpike_usage"
 
 _MAINTENANCE_STATEMENT_TIMEOUT_S = 60.0
 _CLOSING_GRACE_S = 5.0
+_JOURNAL_AUDIT_S = 15.0
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +88,9 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             writers=settings.ingest_writers,
             max_waiting=settings.ingest_max_waiting,
         )
+        journals = JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now))
         for periodic in (
+            Periodic("audit journals", journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
             Periodic("maintain", maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
             Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
             Periodic(
@@ -98,7 +104,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             opened.push_async_callback(periodic.stop)
 
         server = GrpcServer.from_settings(settings, metrics)
-        _add_services(server, settings, recorder, pricing, postgres)
+        _add_services(server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         await server.start()
         # What lives as long as the process need not be looked through again and again.
@@ -144,7 +150,13 @@ async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[P
 
 
 def _add_services(
-    server: GrpcServer, settings: UsageSettings, recorder: Recorder, pricing: Pricing, postgres: Postgres
+    server: GrpcServer,
+    settings: UsageSettings,
+    postgres: Postgres,
+    *,
+    recorder: Recorder,
+    journals: JournalAudit,
+    pricing: Pricing,
 ) -> None:
     rollups = PostgresRollups(postgres)
     reporting = Reporting(
@@ -161,7 +173,7 @@ def _add_services(
         "turnpike.usage.v1.UsageService",
         partial(
             usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
-            UsageServicer(recorder=recorder, reports=ReportHandlers(reporting)),
+            UsageServicer(recorder=recorder, reports=ReportHandlers(reporting), journals=journals, now=_now),
         ),
     )
     server.add(

@@ -46,6 +46,20 @@ class JournalledEvent:
     payload: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """How the journal stands. `first_waiting` is 0 when none waits; times are seconds since 1970, None for none."""
+
+    last_sequence: int
+    first_waiting: int
+    waiting: int
+    opened: int
+    held: int
+    dead_letters: int
+    oldest_waiting_s: float | None
+    oldest_open_s: float | None
+
+
 class SqliteJournal:
     """Implements `routing.ports.UsageJournal`, and gives the sender what it has to send."""
 
@@ -64,7 +78,8 @@ class SqliteJournal:
         self.recovery = recovery
         self.epoch = epoch_of(connection)
         self._thread = GroupCommit(connection, space, metrics)
-        metrics.waiting.set(recovery.waiting)
+        self._waiting = 0
+        self._count_waiting(recovery.waiting)
         metrics.held.set(recovery.held)
 
     @classmethod
@@ -165,7 +180,7 @@ class SqliteJournal:
             crash_point(CrashPoint.JOURNAL_BEFORE_REMOVAL_SYNC)
             return removed
 
-        self._metrics.waiting.dec(await self._thread.do(delete))
+        self._count_waiting(-await self._thread.do(delete))
         crash_point(CrashPoint.JOURNAL_AFTER_REMOVAL_SYNC)
 
     async def bury(self, reasons: Sequence[tuple[int, str]]) -> None:
@@ -184,10 +199,19 @@ class SqliteJournal:
             crash_point(CrashPoint.JOURNAL_BEFORE_BURIAL_SYNC)
             return moved
 
-        self._metrics.waiting.dec(await self._thread.do(move))
+        self._count_waiting(-await self._thread.do(move))
         crash_point(CrashPoint.JOURNAL_AFTER_BURIAL_SYNC)
         for _, reason in reasons:
             self._metrics.dead_letters.labels(reason).inc()
+
+    async def state(self) -> JournalState:
+        """How the journal stands, all at one moment; also brings the metrics of size and age up to date."""
+        stored: JournalState = await self._thread.do(_state_of)
+        state = replace(stored, waiting=self._waiting)
+        self._metrics.opened.set(state.opened)
+        self._metrics.oldest_waiting.set(state.oldest_waiting_s or 0)
+        self._metrics.oldest_opened.set(state.oldest_open_s or 0)
+        return state
 
     async def close(self) -> None:
         """Finish what was asked for, then close the file and release the directory."""
@@ -198,8 +222,12 @@ class SqliteJournal:
 
     def _one_more_waits(self) -> None:
         self._metrics.records.labels("settled").inc()
-        self._metrics.waiting.inc()
+        self._count_waiting(1)
         self._on_settled()
+
+    def _count_waiting(self, change: int) -> None:
+        self._waiting += change
+        self._metrics.waiting.set(self._waiting)
 
     def _one_more_is_held(self) -> None:
         self._metrics.records.labels("held").inc()
@@ -218,6 +246,25 @@ class SqliteJournal:
             _log.error("journal.records_damaged", count=len(damaged))
             await self.bury(damaged)
         return [JournalledEvent(sequence, payload) for sequence, payload, crc, _ in rows if checksum(payload) == crc]
+
+
+def _state_of(db: sqlite3.Connection) -> JournalState:
+    (last,) = db.execute("SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+    first = db.execute("SELECT sequence, CAST(written_at AS REAL) FROM outbox ORDER BY sequence LIMIT 1").fetchone()
+    # A UUIDv7 begins with its millisecond, so that the least is the oldest.
+    opened, oldest = db.execute("SELECT count(*), min(event_id) FROM opened").fetchone()
+    (held,) = db.execute("SELECT count(*) FROM held").fetchone()
+    (dead,) = db.execute("SELECT count(*) FROM dead_letter").fetchone()
+    return JournalState(
+        last_sequence=last,
+        first_waiting=first[0] if first else 0,
+        waiting=0,  # to count a long backlog is to read all of it: the journal keeps count
+        opened=opened,
+        held=held,
+        dead_letters=dead,
+        oldest_waiting_s=first[1] if first else None,
+        oldest_open_s=int.from_bytes(oldest[:6], "big") / 1000 if opened else None,
+    )
 
 
 def router_name(directory: Path, new_name: Callable[[], str]) -> str:

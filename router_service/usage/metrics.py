@@ -27,6 +27,19 @@ class UsageMetrics:
             "Settled events held back while their provider is asked what they consumed.",
             registry=registry,
         )
+        self.opened = Gauge(
+            "turnpike_router_journal_open_attempts", "Attempts that run, as of the last report.", registry=registry
+        )
+        self.oldest_opened = Gauge(
+            "turnpike_router_journal_oldest_open_timestamp_seconds",
+            "When the longest running attempt was opened; 0 when none runs.",
+            registry=registry,
+        )
+        self.missing = Gauge(
+            "turnpike_router_journal_missing_events",
+            "Events of this journal that neither it nor the ledger has, as the ledger last said.",
+            registry=registry,
+        )
         self.oldest_waiting = Gauge(
             "turnpike_router_journal_oldest_waiting_timestamp_seconds",
             "When the longest waiting event was written; 0 when none waits.",

@@ -38,6 +38,8 @@ class FakeUsageService(
         self.batches: list[usage_service_pb2.RecordUsageRequest] = []
         self.dispose: Disposition = accept
         self.failure: grpc.StatusCode | None = None
+        self.journal_states: list[usage_service_pb2.ReportJournalStateRequest] = []
+        self.missing = 0
         self.refused = 0  # batches that `failure` answered
         self.prices: list[pricing_service_pb2.Price] = []
         self.other_prices: dict[str, pricing_service_pb2.Price] = {}
@@ -61,6 +63,14 @@ class FakeUsageService(
                 for event in request.events
             ]
         )
+
+    async def ReportJournalState(
+        self, request: usage_service_pb2.ReportJournalStateRequest, context: Any
+    ) -> usage_service_pb2.ReportJournalStateResponse:
+        if self.failure is not None:
+            await context.abort(self.failure, "scripted")
+        self.journal_states.append(request)
+        return usage_service_pb2.ReportJournalStateResponse(missing_count=self.missing)
 
     async def GetTenantUsageStats(self, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the router asks for no reports")

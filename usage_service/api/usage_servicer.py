@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -11,7 +13,9 @@ from service_runtime.faults import CrashPoint, crash_point
 from turnpike.usage.v1 import usage_service_pb2 as pb
 from turnpike.usage.v1 import usage_service_pb2_grpc
 from usage_service.api.convert_event import result_to_proto, submission_from_proto
+from usage_service.api.journal_report import report_from_proto
 from usage_service.api.reports import ReportHandlers
+from usage_service.metering.journals import JournalAudit
 from usage_service.metering.recording import Batch, Recorder
 
 if TYPE_CHECKING:
@@ -24,13 +28,24 @@ MAX_ROUTER_NAME_CHARACTERS = 200
 class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     """Takes usage events in and answers what was used."""
 
-    def __init__(self, *, recorder: Recorder, reports: ReportHandlers) -> None:
+    def __init__(
+        self,
+        *,
+        recorder: Recorder,
+        reports: ReportHandlers,
+        journals: JournalAudit,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._recorder = recorder
         self._reports = reports
+        self._journals = journals
+        self._now = now
 
     async def RecordUsage(self, request: pb.RecordUsageRequest, _context: Context) -> pb.RecordUsageResponse:
         """Store a batch of events, each exactly once."""
-        outcomes = await self._recorder.record(_batch_from_proto(request))
+        batch = _batch_from_proto(request)
+        outcomes = await self._recorder.record(batch)
+        await self._journals.note(batch, outcomes)
         response = pb.RecordUsageResponse(
             results=[
                 result_to_proto(event.event_id, index, outcome)
@@ -42,6 +57,19 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
             response.min_send_interval.FromMilliseconds(max(1, round(interval_s * 1_000)))
         crash_point(CrashPoint.INGEST_BEFORE_ACKNOWLEDGEMENT)
         return response
+
+    async def ReportJournalState(
+        self, request: pb.ReportJournalStateRequest, _context: Context
+    ) -> pb.ReportJournalStateResponse:
+        """Take in how a router's journal stands."""
+        violations = _journal_violations(request.router_id, request.epoch)
+        if not request.epoch:
+            violations.append(FieldViolation("epoch", "must name the epoch of the journal"))
+        if violations:
+            raise InvalidRequest(violations)
+        report = report_from_proto(request, now=self._now())
+        journal = await self._journals.report(request.router_id, request.epoch, report)
+        return pb.ReportJournalStateResponse(missing_count=journal.missing_count)
 
     async def GetTenantUsageStats(
         self, request: pb.GetTenantUsageStatsRequest, _context: Context
@@ -65,12 +93,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
 
 
 def _batch_from_proto(request: pb.RecordUsageRequest) -> Batch:
-    violations = [
-        *_name_violations("router_id", request.router_id),
-        *_name_violations("epoch", request.epoch),
-    ]
-    if not request.router_id:
-        violations.append(FieldViolation("router_id", "must name the router that sends the events"))
+    violations = _journal_violations(request.router_id, request.epoch)
     if not 1 <= len(request.events) <= MAX_BATCH_EVENTS:
         violations.append(
             FieldViolation("events", f"must hold 1 to {MAX_BATCH_EVENTS} events, not {len(request.events)}")
@@ -78,6 +101,13 @@ def _batch_from_proto(request: pb.RecordUsageRequest) -> Batch:
     if violations:
         raise InvalidRequest(violations)
     return Batch(request.router_id, request.epoch, [submission_from_proto(event) for event in request.events])
+
+
+def _journal_violations(router_id: str, epoch: str) -> list[FieldViolation]:
+    violations = [*_name_violations("router_id", router_id), *_name_violations("epoch", epoch)]
+    if not router_id:
+        violations.append(FieldViolation("router_id", "must name the router that sends the events"))
+    return violations
 
 
 def _name_violations(field: str, text: str) -> list[FieldViolation]:

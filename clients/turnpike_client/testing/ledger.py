@@ -114,6 +114,12 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self.requests.append(request)
         return usage_service_pb2.RecordUsageResponse(results=[self._record(event) for event in request.events])
 
+    async def ReportJournalState(
+        self, request: usage_service_pb2.ReportJournalStateRequest, context: Any
+    ) -> usage_service_pb2.ReportJournalStateResponse:
+        """Miss nothing: this ledger has all that it was ever sent."""
+        return usage_service_pb2.ReportJournalStateResponse()
+
     def _record(self, event: usage_event_pb2.UsageEvent) -> usage_service_pb2.RecordUsageResult:
         stored = self.events.get(event.event_id)
         default = RecordDisposition.ACCEPTED

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2
 
 from service_runtime.errors import InvalidRequest
@@ -16,10 +17,13 @@ from tests.support.usage_events import REQUEST, TENANT, event_id_at
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2
 from turnpike.usage.v1 import usage_service_pb2 as pb
 from usage_service.api.convert_event import submission_from_proto
+from usage_service.api.journal_metrics import PrometheusJournalMetrics
 from usage_service.api.recording_metrics import PrometheusRecordingMetrics
 from usage_service.api.usage_servicer import UsageServicer
+from usage_service.domain.journal import Journal, JournalReport, SequenceRange, ranges_of
 from usage_service.domain.pricing import PricedUsage, PricingState, TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, EventRules, Funding, UsageSource
+from usage_service.metering.journals import JournalAudit
 from usage_service.metering.ports import AlreadyStored, Inserted, LedgerRow, QuarantinedEvent, StoreOutcome
 from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
@@ -52,6 +56,30 @@ class QuarantineInMemory:
         self.kept.extend(events)
 
 
+class JournalsInMemory:
+    """Keeps sequences and reports by router and epoch."""
+
+    def __init__(self) -> None:
+        self.sequences: dict[tuple[str, str], set[int]] = {}
+        self.reports: dict[tuple[str, str], JournalReport] = {}
+
+    async def answered(self, router_id: str, epoch: str, ranges: Sequence[SequenceRange]) -> None:
+        known = self.sequences.setdefault((router_id, epoch), set())
+        known.update(sequence for each in ranges for sequence in range(each.first, each.last + 1))
+
+    async def report(self, router_id: str, epoch: str, report: JournalReport) -> Journal:
+        self.reports[router_id, epoch] = report
+        return Journal(router_id, epoch, ranges_of(list(self.sequences.get((router_id, epoch), ()))), report)
+
+    async def load(self) -> list[Journal]:
+        return []
+
+
+@pytest.fixture
+def journals() -> JournalsInMemory:
+    return JournalsInMemory()
+
+
 @pytest.fixture
 def ledger() -> LedgerInMemory:
     return LedgerInMemory()
@@ -63,7 +91,7 @@ def quarantine() -> QuarantineInMemory:
 
 
 @pytest.fixture
-async def servicer(ledger: LedgerInMemory, quarantine: QuarantineInMemory) -> UsageServicer:
+async def servicer(ledger: LedgerInMemory, quarantine: QuarantineInMemory, journals: JournalsInMemory) -> UsageServicer:
     prices = StoredPrices()
     await prices.add([price_of("groq", "llama", "0.59", "0.79")])
     pricing = Pricing(store=prices, vendors=PublishedPrices(), now=lambda: NOW)
@@ -77,7 +105,8 @@ async def servicer(ledger: LedgerInMemory, quarantine: QuarantineInMemory) -> Us
         now=lambda: NOW,
         monotonic_s=lambda: 0.0,
     )
-    return UsageServicer(recorder=recorder, reports=NOT_ASKED)
+    audit = JournalAudit(journals, PrometheusJournalMetrics(Metrics(), now=lambda: NOW))
+    return UsageServicer(recorder=recorder, reports=NOT_ASKED, journals=audit, now=lambda: NOW)
 
 
 def sent(**changes: Any) -> usage_event_pb2.UsageEvent:
@@ -200,3 +229,64 @@ async def test_a_malformed_batch_is_refused_as_a_whole(
 
     assert [violation.field for violation in refused.value.violations] == fields
     assert ledger.rows == {}
+
+
+async def test_sequences_are_noted_as_soon_as_their_events_are_answered_for_good(
+    servicer: UsageServicer, journals: JournalsInMemory
+) -> None:
+    bad = sent(token_usage=token_usage_pb2.TokenUsage(input_tokens=-1), sequence=8)
+    await record(servicer, sent(sequence=7), bad, sent())
+
+    assert journals.sequences == {("router-1", "epoch-1"): {7, 8}}
+
+
+async def test_events_that_come_from_no_journal_are_not_noted(
+    servicer: UsageServicer, journals: JournalsInMemory
+) -> None:
+    await servicer.RecordUsage(pb.RecordUsageRequest(router_id="sdk", events=[sent(sequence=1)]), NOT_ASKED)
+
+    assert journals.sequences == {}
+
+
+async def test_a_report_of_a_journal_is_answered_with_what_is_missing(
+    servicer: UsageServicer, journals: JournalsInMemory
+) -> None:
+    await record(servicer, sent(sequence=1), sent(sequence=3))
+    request = pb.ReportJournalStateRequest(
+        router_id="router-1", epoch="epoch-1", last_sequence=6, first_waiting_sequence=5, waiting_count=2, open_count=1
+    )
+    request.oldest_waiting_time.FromDatetime(NOW)
+
+    response = await servicer.ReportJournalState(request, NOT_ASKED)
+
+    assert response.missing_count == 2
+    kept = journals.reports["router-1", "epoch-1"]
+    assert (kept.reported_at, kept.last_sequence, kept.waiting, kept.opened) == (NOW, 6, 2, 1)
+    assert (kept.oldest_waiting_at, kept.oldest_open_at) == (NOW, None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (pb.ReportJournalStateRequest(), ["router_id", "epoch"]),
+        (
+            pb.ReportJournalStateRequest(router_id="r", epoch="e", last_sequence=-1, dead_letter_count=-2),
+            ["last_sequence", "dead_letter_count"],
+        ),
+        (
+            pb.ReportJournalStateRequest(router_id="r", epoch="e", last_sequence=3, first_waiting_sequence=4),
+            ["first_waiting_sequence"],
+        ),
+        (
+            pb.ReportJournalStateRequest(router_id="r", epoch="e", oldest_open_time=Timestamp(seconds=-1)),
+            ["oldest_open_time"],
+        ),
+    ],
+)
+async def test_a_report_that_cannot_be_true_is_refused_with_its_fields(
+    servicer: UsageServicer, request_: pb.ReportJournalStateRequest, fields: list[str]
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await servicer.ReportJournalState(request_, NOT_ASKED)
+
+    assert [violation.field for violation in refused.value.violations] == fields

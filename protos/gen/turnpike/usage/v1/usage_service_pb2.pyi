@@ -869,3 +869,89 @@ class ListUsageRecordsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListUsageRecordsResponse: _TypeAlias = ListUsageRecordsResponse  # noqa: Y015
+
+@_typing.final
+class ReportJournalStateRequest(_message.Message):
+    """How the journal of one router stands. Sequences number the events of an epoch from 1 on, without a gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    FIRST_WAITING_SEQUENCE_FIELD_NUMBER: _builtins.int
+    WAITING_COUNT_FIELD_NUMBER: _builtins.int
+    OPEN_COUNT_FIELD_NUMBER: _builtins.int
+    HELD_COUNT_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_COUNT_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_TIME_FIELD_NUMBER: _builtins.int
+    OLDEST_OPEN_TIME_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """Stable name of the router instance, as in RecordUsageRequest. Required."""
+    epoch: _builtins.str
+    """Epoch of the router's journal, as in RecordUsageRequest. Required."""
+    last_sequence: _builtins.int
+    """The highest sequence that was given in this epoch; 0 when none was."""
+    first_waiting_sequence: _builtins.int
+    """The lowest sequence that the ledger has not acknowledged; 0 when it has acknowledged all."""
+    waiting_count: _builtins.int
+    """Events that the ledger has not acknowledged."""
+    open_count: _builtins.int
+    """Attempts that are running."""
+    held_count: _builtins.int
+    """Attempts that ended and are held back while their provider is asked what they consumed."""
+    dead_letter_count: _builtins.int
+    """Events kept aside in the journal because the ledger refused them for good or because they are damaged."""
+    @_builtins.property
+    def oldest_waiting_time(self) -> _timestamp_pb2.Timestamp:
+        """When the longest waiting event was written. Absent when none waits."""
+
+    @_builtins.property
+    def oldest_open_time(self) -> _timestamp_pb2.Timestamp:
+        """When the longest running attempt was opened. Absent when none runs."""
+
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        epoch: _builtins.str = ...,
+        last_sequence: _builtins.int = ...,
+        first_waiting_sequence: _builtins.int = ...,
+        waiting_count: _builtins.int = ...,
+        open_count: _builtins.int = ...,
+        held_count: _builtins.int = ...,
+        dead_letter_count: _builtins.int = ...,
+        oldest_waiting_time: _timestamp_pb2.Timestamp | None = ...,
+        oldest_open_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_open_time", b"oldest_open_time", "oldest_waiting_time", b"oldest_waiting_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead_letter_count", b"dead_letter_count", "epoch", b"epoch", "first_waiting_sequence", b"first_waiting_sequence", "held_count", b"held_count", "last_sequence", b"last_sequence", "oldest_open_time", b"oldest_open_time", "oldest_waiting_time", b"oldest_waiting_time", "open_count", b"open_count", "router_id", b"router_id", "waiting_count", b"waiting_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportJournalStateRequest: _TypeAlias = ReportJournalStateRequest  # noqa: Y015
+
+@_typing.final
+class ReportJournalStateResponse(_message.Message):
+    """What the ledger makes of a report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    missing_count: _builtins.int
+    """Sequences below `first_waiting_sequence` (all, when it is 0) that the ledger never answered for. Each is an event
+    that was lost: 0 unless a record was damaged or somebody meddled with the journal.
+    """
+    def __init__(
+        self,
+        *,
+        missing_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_count", b"missing_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportJournalStateResponse: _TypeAlias = ReportJournalStateResponse  # noqa: Y015

@@ -42,6 +42,11 @@ class UsageServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageResponse.FromString,
                 _registered_method=True)
+        self.ReportJournalState = channel.unary_unary(
+                '/turnpike.usage.v1.UsageService/ReportJournalState',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateResponse.FromString,
+                _registered_method=True)
         self.GetTenantUsageStats = channel.unary_unary(
                 '/turnpike.usage.v1.UsageService/GetTenantUsageStats',
                 request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetTenantUsageStatsRequest.SerializeToString,
@@ -76,6 +81,16 @@ class UsageServiceServicer:
         Three outcomes: OK with every result ACCEPTED or DUPLICATE means all is stored; OK with other results means the
         rest is stored; a failed RPC means unknown, and the caller resends the same events with the same ids.
         INVALID_ARGUMENT when the batch itself is malformed: empty, over 1000 events, or without a router id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportJournalState(self, request, context):
+        """Takes in how a router's journal stands, so that the ledger can tell from outside whether an event is missing.
+
+        A router reports every 15 seconds and once more when it has drained. INVALID_ARGUMENT for a report without a router
+        id or epoch, or with a negative number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +131,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.RecordUsage,
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageResponse.SerializeToString,
+            ),
+            'ReportJournalState': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportJournalState,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateResponse.SerializeToString,
             ),
             'GetTenantUsageStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTenantUsageStats,
@@ -168,6 +188,33 @@ class UsageService:
             '/turnpike.usage.v1.UsageService/RecordUsage',
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.RecordUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportJournalState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.UsageService/ReportJournalState',
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ReportJournalStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

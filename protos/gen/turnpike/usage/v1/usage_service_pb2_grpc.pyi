@@ -43,6 +43,12 @@ class UsageServiceStub:
     rest is stored; a failed RPC means unknown, and the caller resends the same events with the same ids.
     INVALID_ARGUMENT when the batch itself is malformed: empty, over 1000 events, or without a router id.
     """
+    ReportJournalState: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ReportJournalStateRequest, _usage_service_pb2.ReportJournalStateResponse]
+    """Takes in how a router's journal stands, so that the ledger can tell from outside whether an event is missing.
+
+    A router reports every 15 seconds and once more when it has drained. INVALID_ARGUMENT for a report without a router
+    id or epoch, or with a negative number.
+    """
     GetTenantUsageStats: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetTenantUsageStatsRequest, _usage_service_pb2.GetTenantUsageStatsResponse]
     """Sums a tenant's usage by provider and model over a window."""
     ListDailyCosts: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListDailyCostsRequest, _usage_service_pb2.ListDailyCostsResponse]
@@ -66,6 +72,12 @@ class UsageServiceAsyncStub(UsageServiceStub):
     Three outcomes: OK with every result ACCEPTED or DUPLICATE means all is stored; OK with other results means the
     rest is stored; a failed RPC means unknown, and the caller resends the same events with the same ids.
     INVALID_ARGUMENT when the batch itself is malformed: empty, over 1000 events, or without a router id.
+    """
+    ReportJournalState: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ReportJournalStateRequest, _usage_service_pb2.ReportJournalStateResponse]  # type: ignore[assignment]
+    """Takes in how a router's journal stands, so that the ledger can tell from outside whether an event is missing.
+
+    A router reports every 15 seconds and once more when it has drained. INVALID_ARGUMENT for a report without a router
+    id or epoch, or with a negative number.
     """
     GetTenantUsageStats: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetTenantUsageStatsRequest, _usage_service_pb2.GetTenantUsageStatsResponse]  # type: ignore[assignment]
     """Sums a tenant's usage by provider and model over a window."""
@@ -93,6 +105,18 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         Three outcomes: OK with every result ACCEPTED or DUPLICATE means all is stored; OK with other results means the
         rest is stored; a failed RPC means unknown, and the caller resends the same events with the same ids.
         INVALID_ARGUMENT when the batch itself is malformed: empty, over 1000 events, or without a router id.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportJournalState(
+        self,
+        request: _usage_service_pb2.ReportJournalStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.ReportJournalStateResponse, _abc.Awaitable[_usage_service_pb2.ReportJournalStateResponse]]:
+        """Takes in how a router's journal stands, so that the ledger can tell from outside whether an event is missing.
+
+        A router reports every 15 seconds and once more when it has drained. INVALID_ARGUMENT for a report without a router
+        id or epoch, or with a negative number.
         """
 
     @_abc_1.abstractmethod
