@@ -58,7 +58,6 @@ MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
 ROLE = "turnpike_router"
 NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
 
-_VERSION_POLL_S = 30.0
 _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
 _SENDER_DRAIN_S = 5.0
@@ -114,7 +113,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         )
         for periodic in (
             Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics),
-            Periodic("poll tenant versions", cache.poll_versions, interval_s=_VERSION_POLL_S, metrics=metrics),
+            Periodic("poll tenant versions", cache.poll_versions, interval_s=settings.tenant_poll_s, metrics=metrics),
             Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
         ):

@@ -25,6 +25,7 @@ class RouterSettings(ServiceSettings):
         "", description="what a tenant without a row gets; empty: defaults on the development profile, else refuse"
     )
     tenant_cache_ttl_s: PositiveFloat = Field(300.0, description="how long a tenant's configuration is served unasked")
+    tenant_poll_s: PositiveFloat = Field(30.0, description="how often versions are compared, for lost notifications")
     tenant_cache_size: PositiveInt = Field(10_000, description="tenants kept in memory")
     allow_plaintext_keys: bool | None = Field(
         None, description="whether keys written in clear are accepted and sealed; unset: on the development profile"
