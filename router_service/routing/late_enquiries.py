@@ -27,6 +27,7 @@ from service_runtime.errors import ServiceError
 _log: Any = structlog.get_logger(__name__)
 
 LONGEST_DELAY_S = 30.0
+ONE_TRY_S = 10.0
 _HOPELESS = frozenset(
     {FailureKind.KEY_REJECTED, FailureKind.NO_CREDIT, FailureKind.NOT_ALLOWED, FailureKind.POLICY_REFUSED}
 )
@@ -93,7 +94,7 @@ class LateEnquiries:
                 continue
             left_s = self._settings.late_usage_wait_s - max(0.0, self._now_unix_s() - held.held_since)
             question = _Question(held.event_id, held.enquiry, None, held.tenant_id)
-            self._start(question, max(left_s, 1.5 * self._settings.late_usage_first_delay_s))
+            self._start(question, max(left_s, self._settings.late_usage_first_delay_s + ONE_TRY_S))
 
     async def stop(self, wait_s: float) -> None:
         """Wait a little for the last answers, then let every record go as it is."""
