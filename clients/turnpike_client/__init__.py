@@ -27,6 +27,13 @@ from turnpike_client.accounting import (
     UsageReport,
     UsageStats,
 )
+from turnpike_client.charts import (
+    DurationBucket,
+    DurationDistribution,
+    LatencyDistribution,
+    LatencyReport,
+    UsagePoint,
+)
 from turnpike_client.completions import (
     Attempt,
     ChatMessage,
@@ -56,6 +63,7 @@ from turnpike_client.completions import (
 from turnpike_client.connection import DEFAULT_ROUTER, DEFAULT_USAGE, Deadlines
 from turnpike_client.enums import (
     AttemptFilter,
+    ErrorCause,
     FinishReason,
     Funding,
     LimitLevel,
@@ -66,9 +74,11 @@ from turnpike_client.enums import (
     ResponseKind,
     Role,
     TaskType,
+    TimeStep,
     TokenState,
     TokenVerdict,
     ToolChoiceMode,
+    UsageGrouping,
     UsageSource,
     UsageStatus,
 )
@@ -124,6 +134,9 @@ __all__ = [
     "DailyCost",
     "DeadlineExceeded",
     "Deadlines",
+    "DurationBucket",
+    "DurationDistribution",
+    "ErrorCause",
     "ErrorSummary",
     "ExcludedCandidate",
     "FailedPrecondition",
@@ -133,6 +146,8 @@ __all__ = [
     "Funding",
     "InferenceConfig",
     "InvalidRequest",
+    "LatencyDistribution",
+    "LatencyReport",
     "LatencySummary",
     "LimitLevel",
     "LimitMetric",
@@ -168,6 +183,7 @@ __all__ = [
     "Tenant",
     "TenantClient",
     "TenantConfigInvalid",
+    "TimeStep",
     "TokenState",
     "TokenUsage",
     "TokenVerdict",
@@ -183,7 +199,9 @@ __all__ = [
     "UsageClient",
     "UsageEvent",
     "UsageFilter",
+    "UsageGrouping",
     "UsageNotRecorded",
+    "UsagePoint",
     "UsageRecord",
     "UsageReport",
     "UsageSource",

@@ -14,6 +14,7 @@ from turnpike.usage.v1 import pricing_service_pb2, quota_service_pb2, usage_serv
 from turnpike_client.completions import TokenUsage
 from turnpike_client.enums import (
     AttemptFilter,
+    ErrorCause,
     Funding,
     LimitLevel,
     LimitMetric,
@@ -115,6 +116,7 @@ class ErrorSummary:
     last_seen: datetime
     cost: CostSummary
     sample_message: str
+    cause: ErrorCause
     proto: usage_service_pb2.ErrorSummary = field(repr=False, compare=False)
 
 

@@ -30,6 +30,7 @@ from turnpike_client.accounting import (
 from turnpike_client.completion_codec import tokens_from_proto
 from turnpike_client.completions import TokenUsage
 from turnpike_client.enums import (
+    ErrorCause,
     Funding,
     LimitLevel,
     LimitMetric,
@@ -228,6 +229,7 @@ def error_from_proto(message: usage_service_pb2.ErrorSummary) -> ErrorSummary:
         last_seen=instant(message.last_seen_time),
         cost=cost_from_proto(message.cost),
         sample_message=message.sample_message,
+        cause=from_wire(ErrorCause, message.cause),
         proto=message,
     )
 

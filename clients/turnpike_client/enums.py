@@ -111,6 +111,36 @@ class AttemptFilter(StrEnum):
     ABSORBED = "absorbed"
 
 
+class UsageGrouping(StrEnum):
+    """What a report adds up apart."""
+
+    NONE = "none"
+    PROVIDER = "provider"
+    MODEL = "model"
+
+
+class TimeStep(StrEnum):
+    """Unit of a time series' steps. AUTO leaves the length to the service."""
+
+    AUTO = "auto"
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+
+class ErrorCause(StrEnum):
+    """What is to blame for a failure, and so who can mend it."""
+
+    PROVIDER = "provider"
+    NETWORK = "network"
+    KEY = "key"
+    REQUEST = "request"
+    LIMIT = "limit"
+    CALLER = "caller"
+    TURNPIKE = "turnpike"
+    UNKNOWN = "unknown"
+
+
 class RecordDisposition(StrEnum):
     """What became of a usage event. RETRY: send it again with the same id."""
 
@@ -172,6 +202,9 @@ _WIRE: dict[type[StrEnum], tuple[str, dict[str, int], StrEnum | None]] = {
     UsageSource: ("TOKEN_USAGE_SOURCE_", dict(token_usage_pb2.TokenUsageSource.items()), UsageSource.NONE),
     PricingState: ("PRICING_STATE_", dict(token_usage_pb2.PricingState.items()), PricingState.UNPRICED),
     AttemptFilter: ("ATTEMPT_FILTER_", dict(usage_service_pb2.AttemptFilter.items()), AttemptFilter.ALL),
+    UsageGrouping: ("USAGE_GROUPING_", dict(usage_service_pb2.UsageGrouping.items()), UsageGrouping.NONE),
+    TimeStep: ("TIME_STEP_", dict(usage_service_pb2.TimeStep.items()), TimeStep.AUTO),
+    ErrorCause: ("ERROR_CAUSE_", dict(usage_service_pb2.ErrorCause.items()), ErrorCause.UNKNOWN),
     RecordDisposition: (
         "RECORD_DISPOSITION_",
         dict(usage_service_pb2.RecordDisposition.items()),

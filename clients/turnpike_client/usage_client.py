@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import grpc
 
@@ -33,12 +33,22 @@ from turnpike_client.accounting import (
     UsageRecord,
     UsageReport,
 )
+from turnpike_client.charts import LatencyDistribution, LatencyReport, UsagePoint
+from turnpike_client.charts_codec import distribution_from_proto, point_from_proto
 from turnpike_client.completions import TokenUsage
 from turnpike_client.connection import DEFAULT_USAGE, Connection, Deadlines
-from turnpike_client.enums import Funding, RecordDisposition, UsageSource, UsageStatus
+from turnpike_client.enums import (
+    Funding,
+    RecordDisposition,
+    TimeStep,
+    UsageGrouping,
+    UsageSource,
+    UsageStatus,
+    to_wire,
+)
 from turnpike_client.error_codec import from_status
 from turnpike_client.errors import UsageNotRecorded
-from turnpike_client.wire import new_event_id, to_timestamp
+from turnpike_client.wire import instant, new_event_id, to_timestamp
 
 _Item = TypeVar("_Item")
 
@@ -102,6 +112,63 @@ class UsageClient:
             self._usage().GetTenantUsageStats, request
         )
         return codec.report_from_proto(response)
+
+    def series(
+        self,
+        tenant_id: str,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        step: TimeStep = TimeStep.AUTO,
+        step_count: int = 0,
+        time_zone: str = "",
+        grouping: UsageGrouping = UsageGrouping.NONE,
+        only: UsageFilter | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[UsagePoint]:
+        """Usage step by step, oldest first; by default of the last 24 hours.
+
+        `step_count` units of `step` are one step, by default one; days begin where `time_zone` says, by default in UTC.
+        Without grouping every step has one point; with it each group that used something has.
+        """
+        request = usage_service_pb2.QueryUsageTimeSeriesRequest(
+            **_window(tenant_id, start, end, only),
+            step=cast("Any", to_wire(step)),
+            step_count=step_count,
+            time_zone=time_zone,
+            grouping=cast("Any", to_wire(grouping)),
+            page_size=page_size,
+        )
+        return self._pages(self._usage().QueryUsageTimeSeries, request, "points", point_from_proto)
+
+    async def latency(
+        self,
+        tenant_id: str,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        grouping: UsageGrouping = UsageGrouping.MODEL,
+        only: UsageFilter | None = None,
+    ) -> LatencyReport:
+        """How latencies and times to first token are distributed; by default of the last 24 hours."""
+        request = usage_service_pb2.GetLatencyDistributionRequest(
+            **_window(tenant_id, start, end, only), grouping=cast("Any", to_wire(grouping)), page_size=1000
+        )
+        groups: list[LatencyDistribution] = []
+        while True:
+            response: usage_service_pb2.GetLatencyDistributionResponse = await self._call(
+                self._usage().GetLatencyDistribution, request
+            )
+            groups += [distribution_from_proto(one) for one in response.distributions]
+            if not response.next_page_token:
+                break
+            request.page_token = response.next_page_token
+        return LatencyReport(
+            distributions=tuple(groups),
+            total=distribution_from_proto(response.total),
+            start=instant(response.start_time),
+            end=instant(response.end_time),
+        )
 
     def daily_costs(
         self,

@@ -11,7 +11,17 @@ import pytest
 
 import turnpike_client
 
-MODULES = ["accounting", "completions", "connection", "enums", "errors", "router_client", "tenancy", "usage_client"]
+MODULES = [
+    "accounting",
+    "charts",
+    "completions",
+    "connection",
+    "enums",
+    "errors",
+    "router_client",
+    "tenancy",
+    "usage_client",
+]
 INTERNAL = {"Connection"}
 
 

@@ -76,6 +76,7 @@ class FakeUsageService(
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the router asks for no reports")
 
     ListDailyCosts = ListErrors = ListUsageRecords = GetTenantUsageStats
+    QueryUsageTimeSeries = GetLatencyDistribution = GetTenantUsageStats
 
     async def ListPrices(
         self, request: pricing_service_pb2.ListPricesRequest, context: Any

@@ -9,7 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnpike.usage.v1 import quota_service_pb2, token_usage_pb2, usage_event_pb2, usage_service_pb2
-from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, percentile_ms
+from usage_service.domain.failure_cause import FailureCause, cause_of
+from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, bounds_ms, percentile_ms
 from usage_service.domain.pricing import PricingState, TokenCounts
 from usage_service.domain.rate_limit import LimitLevel, LimitMetric, LimitPosition
 from usage_service.domain.report import (
@@ -20,7 +21,9 @@ from usage_service.domain.report import (
     ModelUsage,
     StoredRecord,
     UsageReport,
+    UsageSeries,
 )
+from usage_service.domain.steps import StepUnit
 from usage_service.domain.usage_event import AttemptStatus, Funding, UsageSource
 from usage_service.metering.limiting import LimitStatus
 
@@ -36,17 +39,74 @@ _FUNDING = {
     Funding.SYSTEM_KEY: token_usage_pb2.FUNDING_SYSTEM_KEY,
 }
 _PRICING = {state: token_usage_pb2.PricingState.Value(f"PRICING_STATE_{state.name}") for state in PricingState}
+_STEP = {unit: usage_service_pb2.TimeStep.Value(f"TIME_STEP_{unit.name}") for unit in StepUnit}
+_CAUSE = {
+    cause: usage_service_pb2.ErrorCause.Value(
+        f"ERROR_CAUSE_{'UNSPECIFIED' if cause is FailureCause.UNKNOWN else cause.name}"
+    )
+    for cause in FailureCause
+}
 _METRIC = {metric: quota_service_pb2.LimitMetric.Value(f"LIMIT_METRIC_{metric.name}") for metric in LimitMetric}
 _LEVEL = {level: quota_service_pb2.LimitLevel.Value(f"LIMIT_LEVEL_{level.name}") for level in LimitLevel}
 
 
 def usage_report_to_proto(report: UsageReport) -> usage_service_pb2.GetTenantUsageStatsResponse:
+    """Without the token of the next page."""
     return usage_service_pb2.GetTenantUsageStatsResponse(
         stats=[model_usage_to_proto(one) for one in report.models],
         total=model_usage_to_proto(report.total),
         start_time=timestamp_to_proto(report.window.start),
         end_time=timestamp_to_proto(report.window.end),
     )
+
+
+def series_to_proto(series: UsageSeries) -> usage_service_pb2.QueryUsageTimeSeriesResponse:
+    """Without the token of the next page."""
+    return usage_service_pb2.QueryUsageTimeSeriesResponse(
+        points=[
+            usage_service_pb2.UsagePoint(
+                start_time=timestamp_to_proto(point.window.start),
+                end_time=timestamp_to_proto(point.window.end),
+                usage=model_usage_to_proto(point.usage),
+            )
+            for point in series.points
+        ],
+        start_time=timestamp_to_proto(series.window.start),
+        end_time=timestamp_to_proto(series.window.end),
+        step=_STEP[series.step.unit],
+        step_count=series.step.count,
+    )
+
+
+def distributions_to_proto(report: UsageReport) -> usage_service_pb2.GetLatencyDistributionResponse:
+    """Without the token of the next page."""
+    return usage_service_pb2.GetLatencyDistributionResponse(
+        distributions=[_distribution_to_proto(one) for one in report.models],
+        total=_distribution_to_proto(report.total),
+        start_time=timestamp_to_proto(report.window.start),
+        end_time=timestamp_to_proto(report.window.end),
+    )
+
+
+def _distribution_to_proto(usage: ModelUsage) -> usage_service_pb2.LatencyDistribution:
+    return usage_service_pb2.LatencyDistribution(
+        provider=usage.provider,
+        model=usage.model,
+        latency=_buckets_to_proto(usage.latency),
+        time_to_first_token=_buckets_to_proto(usage.first_token),
+    )
+
+
+def _buckets_to_proto(durations: Durations) -> usage_service_pb2.DurationDistribution:
+    buckets = []
+    for bucket, count in enumerate(durations.histogram):
+        if count:
+            lower_ms, upper_ms = bounds_ms(bucket)
+            message = usage_service_pb2.DurationBucket(count=count, lower_bound=_milliseconds_to_proto(lower_ms))
+            if upper_ms is not None:
+                message.upper_bound.CopyFrom(_milliseconds_to_proto(upper_ms))
+            buckets.append(message)
+    return usage_service_pb2.DurationDistribution(summary=durations_to_proto(durations), buckets=buckets)
 
 
 def model_usage_to_proto(usage: ModelUsage) -> usage_service_pb2.UsageStats:
@@ -91,6 +151,7 @@ def failure_to_proto(failure: Failure) -> usage_service_pb2.ErrorSummary:
         last_seen_time=timestamp_to_proto(failure.last_seen),
         cost=cost_to_proto(failure.cost),
         sample_message=failure.sample_message,
+        cause=_CAUSE[cause_of(failure.key)],
     )
 
 
@@ -228,6 +289,10 @@ def duration_to_proto(duration: timedelta) -> Duration:
 def usd_to_text(amount: Decimal) -> str:
     """US dollars with 12 decimals, as the ledger keeps them."""
     return f"{amount:.12f}"
+
+
+def _milliseconds_to_proto(milliseconds: int) -> Duration:
+    return _nanoseconds_to_proto(milliseconds * 1_000_000)
 
 
 def _nanoseconds_to_proto(nanoseconds: int) -> Duration:

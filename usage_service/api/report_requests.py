@@ -20,10 +20,11 @@ from turnpike.usage.v1 import token_usage_pb2, usage_service_pb2
 from usage_service.api.convert_reports import instant_from_proto
 from usage_service.domain import paging
 from usage_service.domain.provider_names import normalise_provider
-from usage_service.domain.report import FailureKey, UsageFilter
+from usage_service.domain.report import FailureKey, Grouping, UsageFilter
+from usage_service.domain.steps import MAX_STEP_COUNT, Step, StepUnit
 from usage_service.domain.usage_event import AttemptStatus, Funding
 from usage_service.domain.window import Window
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterRecord
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup, AfterRecord, AfterStep
 
 MAX_WINDOW = timedelta(days=400)
 _MAX_NAME_CHARACTERS = 200
@@ -38,6 +39,16 @@ _ABSORBED = {
     usage_service_pb2.ATTEMPT_FILTER_UNSPECIFIED: None,
     usage_service_pb2.ATTEMPT_FILTER_USER_VISIBLE: False,
     usage_service_pb2.ATTEMPT_FILTER_ABSORBED: True,
+}
+_GROUPING = {
+    usage_service_pb2.USAGE_GROUPING_NONE: Grouping.NONE,
+    usage_service_pb2.USAGE_GROUPING_PROVIDER: Grouping.PROVIDER,
+    usage_service_pb2.USAGE_GROUPING_MODEL: Grouping.MODEL,
+}
+_STEP_UNIT = {
+    usage_service_pb2.TIME_STEP_MINUTE: StepUnit.MINUTE,
+    usage_service_pb2.TIME_STEP_HOUR: StepUnit.HOUR,
+    usage_service_pb2.TIME_STEP_DAY: StepUnit.DAY,
 }
 _FUNDING = {
     token_usage_pb2.FUNDING_UNSPECIFIED: Funding.NO_KEY,
@@ -121,6 +132,24 @@ class RequestReader:
             funding=_FUNDING.get(asked.funding, Funding.NO_KEY),
         )
 
+    def grouping(self, asked: usage_service_pb2.UsageGrouping.ValueType, *, default: Grouping) -> Grouping:
+        if asked not in (*_GROUPING, usage_service_pb2.USAGE_GROUPING_UNSPECIFIED):
+            self._refuse("grouping", f"must be NONE, PROVIDER, MODEL or absent, not {asked}")
+        return _GROUPING.get(asked, default)
+
+    def step(self, asked: usage_service_pb2.TimeStep.ValueType, count: int) -> Step | None:
+        """The length of a step; None leaves it to the window's."""
+        if not 0 <= count <= MAX_STEP_COUNT:
+            self._refuse("step_count", f"must be 1 to {MAX_STEP_COUNT}, or 0 for 1, not {count}")
+            return None
+        if asked in _STEP_UNIT:
+            return Step(_STEP_UNIT[asked], count or 1)
+        if asked != usage_service_pb2.TIME_STEP_UNSPECIFIED:
+            self._refuse("step", f"must be MINUTE, HOUR, DAY or absent, not {asked}")
+        elif count:
+            self._refuse("step", "must be MINUTE, HOUR or DAY when step_count is given")
+        return None
+
     def zone(self, field: str, text: str) -> ZoneInfo:
         try:
             return ZoneInfo(text or "UTC")
@@ -194,10 +223,27 @@ class RequestReader:
 
 
 PagedRequest = (
-    usage_service_pb2.ListDailyCostsRequest
+    usage_service_pb2.GetTenantUsageStatsRequest
+    | usage_service_pb2.QueryUsageTimeSeriesRequest
+    | usage_service_pb2.GetLatencyDistributionRequest
+    | usage_service_pb2.ListDailyCostsRequest
     | usage_service_pb2.ListErrorsRequest
     | usage_service_pb2.ListUsageRecordsRequest
 )
+
+
+def group_position(texts: tuple[str, ...]) -> AfterGroup:
+    """From the numbers of requests and attempts, provider and model. Raises ValueError."""
+    requests, attempts, provider, model = texts
+    return AfterGroup(_count(requests), _count(attempts), provider, model)
+
+
+def step_position(texts: tuple[str, ...]) -> AfterStep:
+    """From the next step's start, and the step's unit and count. Raises ValueError."""
+    resume_at, unit, count = texts
+    if unit not in StepUnit.__members__:
+        raise ValueError(unit)
+    return AfterStep(_instant_from_text(resume_at), Step(StepUnit[unit], _count(count)))
 
 
 def daily_cost_position(texts: tuple[str, ...]) -> AfterDailyCost:

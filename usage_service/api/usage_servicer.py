@@ -91,6 +91,18 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         """List single usage records."""
         return await self._reports.list_usage_records(request)
 
+    async def QueryUsageTimeSeries(
+        self, request: pb.QueryUsageTimeSeriesRequest, _context: Context
+    ) -> pb.QueryUsageTimeSeriesResponse:
+        """Sum a tenant's usage step by step."""
+        return await self._reports.query_usage_time_series(request)
+
+    async def GetLatencyDistribution(
+        self, request: pb.GetLatencyDistributionRequest, _context: Context
+    ) -> pb.GetLatencyDistributionResponse:
+        """Show how a tenant's latencies are distributed."""
+        return await self._reports.get_latency_distribution(request)
+
 
 def _batch_from_proto(request: pb.RecordUsageRequest) -> Batch:
     violations = _journal_violations(request.router_id, request.epoch)

@@ -31,6 +31,12 @@ def bucket_of(duration_ms: int) -> int:
     return bisect_right(LOWER_BOUNDS_MS, duration_ms)
 
 
+def bounds_ms(bucket: int) -> tuple[int, int | None]:
+    """The durations in whole milliseconds that a bucket holds: from the first on, below the second; None has no end."""
+    lower = LOWER_BOUNDS_MS[bucket - 1] if bucket else 0
+    return lower, LOWER_BOUNDS_MS[bucket] if bucket < len(LOWER_BOUNDS_MS) else None
+
+
 def count(durations_ms: Iterable[int | None]) -> tuple[int, ...]:
     """The histogram of durations; None, an absent duration, is not counted."""
     counts = [0] * BUCKET_COUNT

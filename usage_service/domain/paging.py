@@ -36,7 +36,7 @@ class PageToken:
 def page_size(asked: int, *, default: int) -> int:
     """The number of entries for a page: `default` for 0. Raises ValueError when negative or over 1000."""
     if not 0 <= asked <= MAX_PAGE_SIZE:
-        raise ValueError(f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {default}, not {asked}")
+        raise ValueError(f"must be 1 to {MAX_PAGE_SIZE}, or 0 for {default or 'all'}, not {asked}")
     return asked or default
 
 

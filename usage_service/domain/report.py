@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from uuid import UUID
 
 from usage_service.domain import histogram
 from usage_service.domain.pricing import PricingState, TokenCounts
+from usage_service.domain.steps import Step
 from usage_service.domain.usage_event import AttemptStatus, Funding, UsageSource
 from usage_service.domain.window import Window
 
@@ -89,7 +91,7 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """Usage of one provider and model; in a total both names are empty."""
+    """Usage of one provider and model. A name that was not added up apart is empty: in a total both are."""
 
     provider: str = ""
     model: str = ""
@@ -100,25 +102,56 @@ class ModelUsage:
     first_token: Durations = field(default_factory=Durations)
 
 
+class Grouping(Enum):
+    """What a report adds up apart."""
+
+    NONE = "none"
+    PROVIDER = "provider"
+    MODEL = "model"
+
+    @property
+    def by_provider(self) -> bool:
+        return self is not Grouping.NONE
+
+    @property
+    def by_model(self) -> bool:
+        return self is Grouping.MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedUsage:
+    """Some groups, most requests first, and the total of all groups, those that are not among them included."""
+
+    groups: Sequence[ModelUsage]
+    total: ModelUsage
+
+
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """A tenant's usage by provider and model, most requests first, and the window that it covers."""
+    """A page of a tenant's usage by group, most requests first, the total of all pages, and the window it covers."""
 
     window: Window
     models: Sequence[ModelUsage]
+    total: ModelUsage
+    has_more: bool = False
 
-    @property
-    def total(self) -> ModelUsage:
-        """All models together."""
-        outcomes, tokens, cost = Outcomes(), TokenCounts(), Cost()
-        latency, first_token = Durations(), Durations()
-        for one in self.models:
-            outcomes += one.outcomes
-            tokens = _added(tokens, one.tokens)
-            cost += one.cost
-            latency += one.latency
-            first_token += one.first_token
-        return ModelUsage("", "", outcomes, tokens, cost, latency, first_token)
+
+@dataclass(frozen=True, slots=True)
+class UsagePoint:
+    """Usage of one group within one step."""
+
+    window: Window
+    usage: ModelUsage
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSeries:
+    """A page of steps, oldest first; `resume_at` is where the next page begins, None on the last."""
+
+    window: Window
+    step: Step
+    points: Sequence[UsagePoint]
+    resume_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +221,3 @@ class StoredRecord:
     labels: Mapping[str, str]
     task_type: str
     decision: str
-
-
-def _added(one: TokenCounts, other: TokenCounts) -> TokenCounts:
-    return TokenCounts(
-        input_tokens=one.input_tokens + other.input_tokens,
-        output_tokens=one.output_tokens + other.output_tokens,
-        cached_read_tokens=one.cached_read_tokens + other.cached_read_tokens,
-        cached_write_tokens=one.cached_write_tokens + other.cached_write_tokens,
-        reasoning_tokens=one.reasoning_tokens + other.reasoning_tokens,
-    )

@@ -8,7 +8,7 @@ which window it really covers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
@@ -156,6 +156,17 @@ def _cover(start: datetime, end: datetime, grains: Sequence[Grain]) -> Iterator[
         yield from _cover(whole_end, end, finer)
     else:
         yield from _cover(start, end, finer)
+
+
+def merged(covering: Iterable[Tile]) -> tuple[Tile, ...]:
+    """The same buckets in fewer tiles: neighbours of one grain become one."""
+    found: list[Tile] = []
+    for tile in covering:
+        if found and (found[-1].grain, found[-1].end) == (tile.grain, tile.start):
+            found[-1] = Tile(tile.grain, found[-1].start, tile.end)
+        else:
+            found.append(tile)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,17 @@ from typing import Protocol
 from uuid import UUID
 
 from usage_service.domain.rate_limit import Consumption, LimitRule
-from usage_service.domain.report import DailyCost, Failure, FailureKey, ModelUsage, StoredRecord, UsageFilter
+from usage_service.domain.report import (
+    DailyCost,
+    Failure,
+    FailureKey,
+    GroupedUsage,
+    Grouping,
+    StoredRecord,
+    UsageFilter,
+    UsagePoint,
+)
+from usage_service.domain.steps import Step
 from usage_service.domain.window import KeptGrains, LocalDay, Tile, Window
 
 
@@ -39,13 +49,44 @@ class AfterRecord:
     event_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class AfterGroup:
+    """The last entry of a page of usage by group."""
+
+    requests: int
+    attempts: int
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class AfterStep:
+    """Where the next page of a time series begins, and the step that the first one resolved."""
+
+    resume_at: datetime
+    step: Step
+
+
 class Rollups(Protocol):
     """Sums over the rollups. `tiles` are disjoint; each method reads one state of the ledger."""
 
-    async def usage_by_model(
-        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
-    ) -> Sequence[ModelUsage]:
-        """At most `limit` providers and models, most requests first."""
+    async def usage_by_group(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        grouping: Grouping,
+        after: AfterGroup | None,
+        limit: int,
+    ) -> GroupedUsage:
+        """At most `limit` groups after `after`, most requests first, and the total of all groups."""
+        ...
+
+    async def usage_by_step(
+        self, tenant_id: UUID, steps: Sequence[Window], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> Sequence[UsagePoint]:
+        """At most `limit` points by step, provider and model, none for what is empty. `steps` follow one another."""
         ...
 
     async def costs_by_day(

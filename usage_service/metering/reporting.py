@@ -12,13 +12,34 @@ from typing import Generic, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from service_runtime.errors import Category, ServiceError
-from usage_service.domain.report import DailyCost, Failure, StoredRecord, UsageFilter, UsageReport
+from service_runtime.errors import Category, InvalidRequest, ServiceError
+from usage_service.domain.report import (
+    DailyCost,
+    Failure,
+    Grouping,
+    ModelUsage,
+    StoredRecord,
+    UsageFilter,
+    UsagePoint,
+    UsageReport,
+    UsageSeries,
+)
+from usage_service.domain.steps import Step, StepTooFine, TooManySteps, default_step, steps
 from usage_service.domain.window import RollupRetention, Window, answerable, local_days, tiles
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterRecord, Records, Rollups
+from usage_service.metering.report_ports import (
+    AfterDailyCost,
+    AfterFailure,
+    AfterGroup,
+    AfterRecord,
+    AfterStep,
+    Records,
+    Rollups,
+)
 
 # The report of usage has no pages. Models are named by callers, so their number needs a bound.
 MAX_MODELS = 5_000
+# One page of a time series; a point is about 300 bytes on the wire, and an answer may have 8 MiB.
+MAX_POINTS = 10_000
 
 Entry = TypeVar("Entry")
 
@@ -46,20 +67,75 @@ class Reporting:
         """The present, where windows end unless the caller says otherwise."""
         return self._now()
 
-    async def usage(self, tenant_id: UUID, window: Window, only: UsageFilter) -> UsageReport:
-        """Usage by provider and model, over the smallest window around `window` that the kept rollups can answer.
+    async def usage(
+        self,
+        tenant_id: UUID,
+        window: Window,
+        only: UsageFilter,
+        *,
+        grouping: Grouping = Grouping.MODEL,
+        after: AfterGroup | None = None,
+        page_size: int | None = None,
+    ) -> UsageReport:
+        """Usage by group, over the smallest window around `window` that the kept rollups can answer.
 
-        Raises ServiceError FAILED_PRECONDITION REPORT_TOO_LARGE above `MAX_MODELS` entries.
+        Without a `page_size` it is all of them: raises ServiceError FAILED_PRECONDITION REPORT_TOO_LARGE above
+        `MAX_MODELS` entries.
         """
         answered = answerable(window, self._retention.kept_at(self._now()))
-        models = await self._rollups.usage_by_model(tenant_id, tiles(answered), only, limit=MAX_MODELS + 1)
-        if len(models) > MAX_MODELS:
+        found = await self._rollups.usage_by_group(
+            tenant_id, tiles(answered), only, grouping=grouping, after=after, limit=(page_size or MAX_MODELS) + 1
+        )
+        if page_size is None and len(found.groups) > MAX_MODELS:
+            raise _too_large(
+                f"the window holds more than {MAX_MODELS} models; set page_size, filter by provider or model, or "
+                "shorten the window"
+            )
+        page = _page(found.groups, page_size or MAX_MODELS)
+        return UsageReport(answered, page.entries, found.total, page.has_more)
+
+    async def series(
+        self,
+        tenant_id: UUID,
+        window: Window,
+        only: UsageFilter,
+        *,
+        step: Step | None,
+        zone: ZoneInfo,
+        grouping: Grouping,
+        after: AfterStep | None,
+        page_size: int,
+    ) -> UsageSeries:
+        """Usage step by step, oldest first; `step` None leaves its length to the window's.
+
+        Raises InvalidRequest for more steps than there may be, ServiceError FAILED_PRECONDITION STEP_TOO_FINE where
+        only coarser rollups are kept and REPORT_TOO_LARGE above `MAX_POINTS` points.
+        """
+        kept = self._retention.kept_at(self._now())
+        answered = answerable(window, kept)
+        resolved = after.step if after else step or default_step(answered, kept)
+        try:
+            cut = steps(answered, resolved, zone, kept)
+        except TooManySteps as error:
+            raise InvalidRequest.at("step", str(error)) from error
+        except StepTooFine as error:
             raise ServiceError(
                 Category.FAILED_PRECONDITION,
-                "REPORT_TOO_LARGE",
-                f"the window holds more than {MAX_MODELS} models; filter by provider or model, or shorten the window",
-            )
-        return UsageReport(answered, models)
+                "STEP_TOO_FINE",
+                f"steps of {resolved.count} {resolved.unit.name.lower()} can be told since {error.since.isoformat()}; "
+                "take longer steps or a later start_time",
+            ) from error
+        wanted = [one for one in cut if after is None or one.start >= after.resume_at]
+        shown, rest = wanted[:page_size], wanted[page_size:]
+        points: Sequence[UsagePoint] = []
+        if shown:
+            points = await self._rollups.usage_by_step(tenant_id, shown, only, grouping=grouping, limit=MAX_POINTS + 1)
+        if len(points) > MAX_POINTS:
+            raise _too_large(f"the page holds more than {MAX_POINTS} points; lower page_size, filter, or group by less")
+        if grouping is Grouping.NONE:
+            by_step = {point.window: point for point in points}
+            points = [by_step.get(one, UsagePoint(one, ModelUsage())) for one in shown]
+        return UsageSeries(answered, resolved, points, rest[0].start if rest else None)
 
     async def daily_costs(
         self,
@@ -107,3 +183,7 @@ class Reporting:
 
 def _page(found: Sequence[Entry], page_size: int) -> Page[Entry]:
     return Page(found[:page_size], has_more=len(found) > page_size)
+
+
+def _too_large(message: str) -> ServiceError:
+    return ServiceError(Category.FAILED_PRECONDITION, "REPORT_TOO_LARGE", message)

@@ -4,15 +4,103 @@
 -- in its own rollup's primary key; OFFSET 0 keeps the planner from turning that into one scan of all the tenant's
 -- buckets. A grain's branch is not run for the tiles of another.
 
--- name: usage_by_model
--- Sums by provider and model, most requests first.
+-- name: usage_by_group
+-- Sums by provider and model, or by fewer of them, after a given entry, most requests first; the last row is the total.
+WITH rollup AS NOT MATERIALIZED (
+    SELECT 'minute' AS grain, minutes.* FROM usage_rollup_minute AS minutes
+    UNION ALL SELECT 'hour', hours.* FROM usage_rollup_hour AS hours
+    UNION ALL SELECT 'day', days.* FROM usage_rollup_day AS days
+),
+entry AS (
+    SELECT CASE WHEN $9::boolean THEN found.provider ELSE '' END AS provider,
+           CASE WHEN $10::boolean THEN found.model_name ELSE '' END AS model_name,
+           coalesce(sum(attempts) FILTER (WHERE NOT absorbed), 0)::bigint AS requests,
+           sum(attempts)::bigint AS attempts,
+           coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
+           coalesce(sum(attempts) FILTER (WHERE status IN ('error', 'interrupted')), 0)::bigint AS failed,
+           coalesce(sum(attempts) FILTER (WHERE status = 'rate_limit'), 0)::bigint AS rate_limited,
+           coalesce(sum(attempts) FILTER (WHERE status = 'cancelled'), 0)::bigint AS cancelled,
+           coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
+           sum(input_tokens)::bigint AS input_tokens,
+           sum(output_tokens)::bigint AS output_tokens,
+           sum(cached_read_tokens)::bigint AS cached_read_tokens,
+           sum(cached_write_tokens)::bigint AS cached_write_tokens,
+           sum(reasoning_tokens)::bigint AS reasoning_tokens,
+           coalesce(sum(cost_usd) FILTER (WHERE usage_source <> 'estimated'), 0) AS exact_usd,
+           coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
+           sum(unpriced_attempts)::bigint AS unpriced_attempts,
+           sum(unpriced_tokens)::bigint AS unpriced_tokens,
+           sum(latency_count)::bigint AS latency_count,
+           sum(latency_sum_ms)::bigint AS latency_sum_ms,
+           hist_sum(latency_histogram) AS latency_histogram,
+           sum(first_token_count)::bigint AS first_token_count,
+           sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
+           hist_sum(first_token_histogram) AS first_token_histogram
+    FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) AS tile (grain, first_bucket, end_bucket)
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM rollup
+        WHERE rollup.grain = tile.grain
+          AND rollup.tenant_id = $1
+          AND rollup.bucket >= tile.first_bucket
+          AND rollup.bucket < tile.end_bucket
+          AND ($5 = '' OR rollup.provider = $5)
+          AND ($6 = '' OR rollup.model_name = $6)
+          AND ($7::boolean IS NULL OR rollup.absorbed = $7)
+          AND ($8 = '' OR rollup.funding = $8)
+        OFFSET 0
+    ) AS found
+    GROUP BY 1, 2
+),
+page AS (
+    SELECT *
+    FROM entry
+    WHERE $11::bigint IS NULL
+       OR requests < $11
+       OR (requests = $11 AND attempts < $12::bigint)
+       OR (requests = $11 AND attempts = $12 AND (provider, model_name) > ($13::text, $14::text))
+    ORDER BY requests DESC, attempts DESC, provider, model_name
+    LIMIT $15
+)
+SELECT false AS is_total, page.* FROM page
+UNION ALL
+SELECT true, '', '',
+       coalesce(sum(requests), 0)::bigint,
+       coalesce(sum(attempts), 0)::bigint,
+       coalesce(sum(succeeded), 0)::bigint,
+       coalesce(sum(failed), 0)::bigint,
+       coalesce(sum(rate_limited), 0)::bigint,
+       coalesce(sum(cancelled), 0)::bigint,
+       coalesce(sum(absorbed), 0)::bigint,
+       coalesce(sum(input_tokens), 0)::bigint,
+       coalesce(sum(output_tokens), 0)::bigint,
+       coalesce(sum(cached_read_tokens), 0)::bigint,
+       coalesce(sum(cached_write_tokens), 0)::bigint,
+       coalesce(sum(reasoning_tokens), 0)::bigint,
+       coalesce(sum(exact_usd), 0),
+       coalesce(sum(estimated_usd), 0),
+       coalesce(sum(unpriced_attempts), 0)::bigint,
+       coalesce(sum(unpriced_tokens), 0)::bigint,
+       coalesce(sum(latency_count), 0)::bigint,
+       coalesce(sum(latency_sum_ms), 0)::bigint,
+       coalesce(hist_sum(latency_histogram), '{}'),
+       coalesce(sum(first_token_count), 0)::bigint,
+       coalesce(sum(first_token_sum_ms), 0)::bigint,
+       coalesce(hist_sum(first_token_histogram), '{}')
+FROM entry
+ORDER BY is_total, requests DESC, attempts DESC, provider, model_name;
+
+-- name: usage_by_step
+-- Sums by step, and by provider and model or fewer of them, oldest first. A bucket's step is its place among the steps'
+-- starts: no bucket of a tile lies across one.
 WITH rollup AS NOT MATERIALIZED (
     SELECT 'minute' AS grain, minutes.* FROM usage_rollup_minute AS minutes
     UNION ALL SELECT 'hour', hours.* FROM usage_rollup_hour AS hours
     UNION ALL SELECT 'day', days.* FROM usage_rollup_day AS days
 )
-SELECT found.provider,
-       found.model_name,
+SELECT width_bucket(found.bucket, $11::timestamptz[]) AS step,
+       CASE WHEN $9::boolean THEN found.provider ELSE '' END AS provider,
+       CASE WHEN $10::boolean THEN found.model_name ELSE '' END AS model_name,
        coalesce(sum(attempts) FILTER (WHERE NOT absorbed), 0)::bigint AS requests,
        sum(attempts)::bigint AS attempts,
        coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
@@ -49,9 +137,9 @@ CROSS JOIN LATERAL (
       AND ($8 = '' OR rollup.funding = $8)
     OFFSET 0
 ) AS found
-GROUP BY found.provider, found.model_name
-ORDER BY requests DESC, attempts DESC, found.provider, found.model_name
-LIMIT $9;
+GROUP BY 1, 2, 3
+ORDER BY 1, 2, 3
+LIMIT $12;
 
 -- name: costs_by_day
 -- Cost by day and provider after a given entry; a tile's day is its position in the caller's calendar.

@@ -19,13 +19,16 @@ from usage_service.domain.report import (
     Durations,
     Failure,
     FailureKey,
+    GroupedUsage,
+    Grouping,
     ModelUsage,
     Outcomes,
     UsageFilter,
+    UsagePoint,
 )
 from usage_service.domain.usage_event import AttemptStatus
-from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, tiles
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure
+from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window, merged, tiles
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -39,11 +42,44 @@ class PostgresRollups:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def usage_by_model(
-        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
-    ) -> list[ModelUsage]:
-        fetched = await self._fetch("usage_by_model", tenant_id, *_columns(tiles), *_conditions(only), limit)
-        return [_model_usage(record) for record in fetched]
+    async def usage_by_group(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        grouping: Grouping,
+        after: AfterGroup | None,
+        limit: int,
+    ) -> GroupedUsage:
+        fetched = await self._fetch(
+            "usage_by_group",
+            tenant_id,
+            *_columns(tiles),
+            *_conditions(only),
+            grouping.by_provider,
+            grouping.by_model,
+            *((after.requests, after.attempts, after.provider, after.model) if after else (None,) * 4),
+            limit,
+        )
+        usages = [_model_usage(record) for record in fetched]
+        return GroupedUsage(usages[:-1], usages[-1])
+
+    async def usage_by_step(
+        self, tenant_id: UUID, steps: Sequence[Window], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> list[UsagePoint]:
+        covering = merged(tile for step in steps for tile in tiles(step))
+        fetched = await self._fetch(
+            "usage_by_step",
+            tenant_id,
+            *_columns(covering),
+            *_conditions(only),
+            grouping.by_provider,
+            grouping.by_model,
+            [step.start for step in steps],
+            limit,
+        )
+        return [UsagePoint(steps[record["step"] - 1], _model_usage(record)) for record in fetched]
 
     async def costs_by_day(
         self, tenant_id: UUID, days: Sequence[LocalDay], only: UsageFilter, *, after: AfterDailyCost | None, limit: int

@@ -6,9 +6,13 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
+
+from turnpike_client.accounting import UsageFilter
+from turnpike_client.enums import AttemptFilter, Funding
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -81,6 +85,26 @@ def window_options(default: str) -> Callable[[_Command], _Command]:
         return since(until(command))
 
     return decorate
+
+
+def report_filter(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a report counts: `--provider`, `--model`, `--attempts` and `--funding`, given to the command as `only`."""
+
+    @wraps(command)
+    def read(*arguments: Any, provider: str, model: str, attempts: str, funding: str, **others: Any) -> Any:
+        only = UsageFilter(provider, model, AttemptFilter(attempts), Funding(funding))
+        return command(*arguments, only=only, **others)
+
+    attempts = click.option(
+        "--attempts",
+        type=one_of(AttemptFilter),
+        default=AttemptFilter.ALL.value,
+        help="Only attempts whose outcome the caller saw, or only those that failover absorbed.",
+    )
+    funding = click.option(
+        "--funding", type=one_of(Funding), default=Funding.NONE.value, help="Only what this key paid. Default: either."
+    )
+    return filter_options(attempts(funding(read)))
 
 
 def filter_options(command: _Command) -> _Command:

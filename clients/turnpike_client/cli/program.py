@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from turnpike_client.cli.charts import latency, series
 from turnpike_client.cli.chat import chat
 from turnpike_client.cli.output import one_line
 from turnpike_client.cli.reports import costs, errors, limits, prices, records, usage
@@ -84,5 +85,6 @@ def program(ctx: click.Context, router: str | None, usage: str | None) -> None:
     )
 
 
-for command in (tenants, chat, usage, records, limits, costs, errors, prices, providers, explain):
+_COMMANDS = (tenants, chat, usage, records, limits, costs, errors, series, latency, prices, providers, explain)
+for command in _COMMANDS:
     program.add_command(command)

@@ -20,7 +20,14 @@ from turnpike_client.accounting import (
     UsageReport,
     UsageStats,
 )
-from turnpike_client.cli.options import Moment, filter_options, json_option, tenant_option, window_options
+from turnpike_client.cli.options import (
+    Moment,
+    filter_options,
+    json_option,
+    report_filter,
+    tenant_option,
+    window_options,
+)
 from turnpike_client.cli.output import dollars, duration, moment, number, print_json, print_table, yes_no
 from turnpike_client.cli.session import Session, pass_session
 from turnpike_client.enums import LimitMetric, PricingState
@@ -31,7 +38,7 @@ _Item = TypeVar("_Item")
 @click.command()
 @tenant_option()
 @window_options("24 hours")
-@filter_options
+@report_filter
 @json_option
 @pass_session
 def usage(
@@ -40,8 +47,7 @@ def usage(
     tenant_id: str,
     since: datetime | None,
     until: datetime | None,
-    provider: str,
-    model: str,
+    only: UsageFilter,
     as_json: bool,
 ) -> None:
     """Show what was used, by provider and model.
@@ -52,7 +58,6 @@ def usage(
 
     async def read() -> UsageReport:
         async with session.usage_client() as client:
-            only = UsageFilter(provider=provider, model=model)
             return await client.stats(tenant_id, start=since, end=until, only=only)
 
     report = session.run(read())
@@ -101,7 +106,7 @@ def cost(summary: CostSummary) -> str:
 @click.command()
 @tenant_option()
 @window_options("24 hours")
-@filter_options
+@report_filter
 @click.option("--request", "request_id", default="", metavar="UUID", help="Only the attempts of this request.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many to show.")
 @json_option
@@ -112,8 +117,7 @@ def records(
     tenant_id: str,
     since: datetime | None,
     until: datetime | None,
-    provider: str,
-    model: str,
+    only: UsageFilter,
     request_id: str,
     limit: int,
     as_json: bool,
@@ -127,7 +131,7 @@ def records(
                 start=since,
                 end=until,
                 request_id=request_id,
-                only=UsageFilter(provider=provider, model=model),
+                only=only,
                 page_size=min(limit, 1000),
             )
             return await _first(found, limit)
@@ -161,7 +165,7 @@ def _record_row(record: UsageRecord) -> tuple[str, ...]:
 @click.command()
 @tenant_option()
 @window_options("30 days")
-@filter_options
+@report_filter
 @click.option(
     "--time-zone", default="", metavar="ZONE", help='Where days begin, such as "Europe/Berlin". Default: UTC.'
 )
@@ -173,8 +177,7 @@ def costs(
     tenant_id: str,
     since: datetime | None,
     until: datetime | None,
-    provider: str,
-    model: str,
+    only: UsageFilter,
     time_zone: str,
     as_json: bool,
 ) -> None:
@@ -182,7 +185,6 @@ def costs(
 
     async def read() -> list[DailyCost]:
         async with session.usage_client() as client:
-            only = UsageFilter(provider=provider, model=model)
             found = client.daily_costs(tenant_id, start=since, end=until, time_zone=time_zone, only=only)
             return [day async for day in found]
 
@@ -200,7 +202,7 @@ def costs(
 @click.command()
 @tenant_option()
 @window_options("24 hours")
-@filter_options
+@report_filter
 @json_option
 @pass_session
 def errors(
@@ -209,23 +211,22 @@ def errors(
     tenant_id: str,
     since: datetime | None,
     until: datetime | None,
-    provider: str,
-    model: str,
+    only: UsageFilter,
     as_json: bool,
 ) -> None:
     """Show what failed, most frequent first."""
 
     async def read() -> list[ErrorSummary]:
         async with session.usage_client() as client:
-            only = UsageFilter(provider=provider, model=model)
             return [error async for error in client.errors(tenant_id, start=since, end=until, only=only)]
 
     found = session.run(read())
     if as_json:
         print_json(found)
         return
+    columns = ["times>", "hidden by failover>", "provider", "model", "status", "class", "blame", "last seen", "cost>"]
     print_table(
-        ["times>", "hidden by failover>", "provider", "model", "status", "class", "last seen", "cost>", "for example"],
+        [*columns, "for example"],
         [
             (
                 number(error.occurrences),
@@ -234,6 +235,7 @@ def errors(
                 error.model,
                 error.status,
                 error.error_class or "-",
+                error.cause,
                 moment(error.last_seen),
                 cost(error.cost),
                 error.sample_message,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
@@ -25,9 +25,17 @@ from turnpike.usage.v1 import (
     usage_service_pb2_grpc,
 )
 from turnpike_client.enums import RecordDisposition, to_wire
+from turnpike_client.testing.charts import distribution, names, points, window
 from turnpike_client.wire import to_timestamp
 
 _MILLION = Decimal(1_000_000)
+
+
+def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
+    groups: dict[Any, list[usage_event_pb2.UsageEvent]] = defaultdict(list)
+    for event in events:
+        groups[key(event)].append(event)
+    return groups
 
 
 class FakePricing(pricing_service_pb2_grpc.PricingServiceServicer):
@@ -144,13 +152,28 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self.requests.append(request)
         events = self._of(request.tenant_id)
         groups = _grouped(events, lambda event: (event.provider, event.model))
-        stats = [self._stats(members, *key) for key, members in groups.items()]
-        now = datetime.now(UTC)
+        stats = [self.stats(members, *key) for key, members in groups.items()]
         return usage_service_pb2.GetTenantUsageStatsResponse(
-            stats=sorted(stats, key=lambda entry: -entry.requests),
-            total=self._stats(events, "", ""),
-            start_time=request.start_time if request.HasField("start_time") else to_timestamp(now - timedelta(days=1)),
-            end_time=request.end_time if request.HasField("end_time") else to_timestamp(now),
+            stats=sorted(stats, key=lambda entry: -entry.requests), total=self.stats(events, "", ""), **window(request)
+        )
+
+    async def QueryUsageTimeSeries(
+        self, request: usage_service_pb2.QueryUsageTimeSeriesRequest, context: Any
+    ) -> usage_service_pb2.QueryUsageTimeSeriesResponse:
+        self.requests.append(request)
+        page, token = _page(points(self, self._of(request.tenant_id), request), request)
+        return usage_service_pb2.QueryUsageTimeSeriesResponse(points=page, next_page_token=token, **window(request))
+
+    async def GetLatencyDistribution(
+        self, request: usage_service_pb2.GetLatencyDistributionRequest, context: Any
+    ) -> usage_service_pb2.GetLatencyDistributionResponse:
+        self.requests.append(request)
+        events = self._of(request.tenant_id)
+        grouping = request.grouping or usage_service_pb2.USAGE_GROUPING_MODEL
+        groups = self.grouped(events, lambda event: names(event, grouping))
+        page, token = _page([distribution(members, *key) for key, members in groups.items()], request)
+        return usage_service_pb2.GetLatencyDistributionResponse(
+            distributions=page, total=distribution(events, "", ""), next_page_token=token, **window(request)
         )
 
     async def ListDailyCosts(
@@ -217,6 +240,13 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         page, token = _page(records, request)
         return usage_service_pb2.ListUsageRecordsResponse(records=page, next_page_token=token)
 
+    grouped = staticmethod(_grouped)
+
+    @staticmethod
+    def used_at(event: usage_event_pb2.UsageEvent) -> datetime:
+        """The usage time."""
+        return _time(event).ToDatetime(UTC)
+
     def _of(self, tenant_id: str) -> list[usage_event_pb2.UsageEvent]:
         return [event for event in self.events.values() if event.tenant_id == tenant_id]
 
@@ -242,9 +272,11 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         summary.estimated_usd = f"{Decimal(0):.12f}"
         return summary
 
-    def _stats(
+    def stats(
         self, events: list[usage_event_pb2.UsageEvent], provider: str, model: str
     ) -> usage_service_pb2.UsageStats:
+        """Usage of some events, summed up."""
+
         def count(*statuses: usage_event_pb2.UsageStatus.ValueType) -> int:
             return sum(event.status in statuses for event in events)
 
@@ -262,13 +294,6 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             total_tokens=sum(_total(event) for event in events),
             cost=self._cost(events),
         )
-
-
-def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
-    groups: dict[Any, list[usage_event_pb2.UsageEvent]] = defaultdict(list)
-    for event in events:
-        groups[key(event)].append(event)
-    return groups
 
 
 def _page(items: list[Any], request: Any) -> tuple[list[Any], str]:

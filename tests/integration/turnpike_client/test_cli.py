@@ -303,6 +303,8 @@ READS = [
     ("records", "--tenant", TENANT),
     ("costs", "--tenant", TENANT),
     ("errors", "--tenant", TENANT),
+    ("series", "--tenant", TENANT),
+    ("latency", "--tenant", TENANT),
     ("limits", "--tenant", TENANT),
     ("prices",),
     ("providers",),

@@ -8,10 +8,10 @@ from decimal import Decimal
 from uuid import UUID
 
 from usage_service.domain.rate_limit import Consumption, LimitLevel, LimitMetric, LimitRule
-from usage_service.domain.report import DailyCost, Failure, ModelUsage, UsageFilter
-from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile
+from usage_service.domain.report import DailyCost, Failure, GroupedUsage, Grouping, UsageFilter, UsagePoint
+from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window
 from usage_service.metering.limiting import Limiting
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup
 
 NOW = datetime(2026, 3, 18, 10, 41, 50, tzinfo=UTC)
 TENANT = UUID(int=1)
@@ -36,9 +36,21 @@ class UsedUp:
                     found[key] = found.get(key, Consumption()) + amount
         return found
 
-    async def usage_by_model(
-        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, limit: int
-    ) -> Sequence[ModelUsage]:
+    async def usage_by_group(
+        self,
+        tenant_id: UUID,
+        tiles: Sequence[Tile],
+        only: UsageFilter,
+        *,
+        grouping: Grouping,
+        after: AfterGroup | None,
+        limit: int,
+    ) -> GroupedUsage:
+        raise AssertionError("limits ask for consumption only")
+
+    async def usage_by_step(
+        self, tenant_id: UUID, steps: Sequence[Window], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> Sequence[UsagePoint]:
         raise AssertionError("limits ask for consumption only")
 
     async def costs_by_day(

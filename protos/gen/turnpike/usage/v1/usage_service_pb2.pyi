@@ -84,6 +84,106 @@ ATTEMPT_FILTER_ABSORBED: AttemptFilter.ValueType  # 2
 """Only attempts that failover absorbed."""
 Global___AttemptFilter: _TypeAlias = AttemptFilter  # noqa: Y015
 
+class _UsageGrouping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageGroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGrouping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_GROUPING_UNSPECIFIED: _UsageGrouping.ValueType  # 0
+    """The method's default."""
+    USAGE_GROUPING_NONE: _UsageGrouping.ValueType  # 1
+    """Nothing: all usage together."""
+    USAGE_GROUPING_PROVIDER: _UsageGrouping.ValueType  # 2
+    """Each provider."""
+    USAGE_GROUPING_MODEL: _UsageGrouping.ValueType  # 3
+    """Each model of each provider."""
+
+class UsageGrouping(_UsageGrouping, metaclass=_UsageGroupingEnumTypeWrapper):
+    """What a report adds up apart."""
+
+USAGE_GROUPING_UNSPECIFIED: UsageGrouping.ValueType  # 0
+"""The method's default."""
+USAGE_GROUPING_NONE: UsageGrouping.ValueType  # 1
+"""Nothing: all usage together."""
+USAGE_GROUPING_PROVIDER: UsageGrouping.ValueType  # 2
+"""Each provider."""
+USAGE_GROUPING_MODEL: UsageGrouping.ValueType  # 3
+"""Each model of each provider."""
+Global___UsageGrouping: _TypeAlias = UsageGrouping  # noqa: Y015
+
+class _ErrorCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ErrorCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ERROR_CAUSE_UNSPECIFIED: _ErrorCause.ValueType  # 0
+    """A class that this service does not know."""
+    ERROR_CAUSE_PROVIDER: _ErrorCause.ValueType  # 1
+    """The provider: overloaded, broken, silent, or answering with what is no answer."""
+    ERROR_CAUSE_NETWORK: _ErrorCause.ValueType  # 2
+    """The way to the provider: it could not be reached, or the connection was lost."""
+    ERROR_CAUSE_KEY: _ErrorCause.ValueType  # 3
+    """The key that paid: rejected, without credit, or without the right to use the model."""
+    ERROR_CAUSE_REQUEST: _ErrorCause.ValueType  # 4
+    """The request: malformed, too long, refused for its content, or naming a model that is gone."""
+    ERROR_CAUSE_LIMIT: _ErrorCause.ValueType  # 5
+    """A limit: the provider's or one of Turnpike's."""
+    ERROR_CAUSE_CALLER: _ErrorCause.ValueType  # 6
+    """The caller, who left before the answer was complete."""
+    ERROR_CAUSE_TURNPIKE: _ErrorCause.ValueType  # 7
+    """Turnpike: the router died meanwhile, or its policy forbade the address."""
+
+class ErrorCause(_ErrorCause, metaclass=_ErrorCauseEnumTypeWrapper):
+    """What is to blame for a failure, and so who can mend it."""
+
+ERROR_CAUSE_UNSPECIFIED: ErrorCause.ValueType  # 0
+"""A class that this service does not know."""
+ERROR_CAUSE_PROVIDER: ErrorCause.ValueType  # 1
+"""The provider: overloaded, broken, silent, or answering with what is no answer."""
+ERROR_CAUSE_NETWORK: ErrorCause.ValueType  # 2
+"""The way to the provider: it could not be reached, or the connection was lost."""
+ERROR_CAUSE_KEY: ErrorCause.ValueType  # 3
+"""The key that paid: rejected, without credit, or without the right to use the model."""
+ERROR_CAUSE_REQUEST: ErrorCause.ValueType  # 4
+"""The request: malformed, too long, refused for its content, or naming a model that is gone."""
+ERROR_CAUSE_LIMIT: ErrorCause.ValueType  # 5
+"""A limit: the provider's or one of Turnpike's."""
+ERROR_CAUSE_CALLER: ErrorCause.ValueType  # 6
+"""The caller, who left before the answer was complete."""
+ERROR_CAUSE_TURNPIKE: ErrorCause.ValueType  # 7
+"""Turnpike: the router died meanwhile, or its policy forbade the address."""
+Global___ErrorCause: _TypeAlias = ErrorCause  # noqa: Y015
+
+class _TimeStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimeStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimeStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIME_STEP_UNSPECIFIED: _TimeStep.ValueType  # 0
+    """A length that gives at most 200 steps: a minute, an hour or a day, depending on the window."""
+    TIME_STEP_MINUTE: _TimeStep.ValueType  # 1
+    """Minutes, beginning at whole ones in UTC."""
+    TIME_STEP_HOUR: _TimeStep.ValueType  # 2
+    """Hours, beginning at whole ones in UTC."""
+    TIME_STEP_DAY: _TimeStep.ValueType  # 3
+    """Days of the asked time zone, 23 or 25 hours long where its clocks change."""
+
+class TimeStep(_TimeStep, metaclass=_TimeStepEnumTypeWrapper):
+    """Length of the steps of a time series."""
+
+TIME_STEP_UNSPECIFIED: TimeStep.ValueType  # 0
+"""A length that gives at most 200 steps: a minute, an hour or a day, depending on the window."""
+TIME_STEP_MINUTE: TimeStep.ValueType  # 1
+"""Minutes, beginning at whole ones in UTC."""
+TIME_STEP_HOUR: TimeStep.ValueType  # 2
+"""Hours, beginning at whole ones in UTC."""
+TIME_STEP_DAY: TimeStep.ValueType  # 3
+"""Days of the asked time zone, 23 or 25 hours long where its clocks change."""
+Global___TimeStep: _TypeAlias = TimeStep  # noqa: Y015
+
 @_typing.final
 class RecordUsageRequest(_message.Message):
     """A batch of events from one router."""
@@ -230,8 +330,16 @@ class GetTenantUsageStatsRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """UUID of the tenant. Required."""
+    page_size: _builtins.int
+    """1 to 1000 entries a page; 0 means all of them, of which there may then be 5000: above that the call is refused with
+    FAILED_PRECONDITION, reason REPORT_TOO_LARGE.
+    """
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Start of the window. Default: 24 hours before `end_time`."""
@@ -251,10 +359,12 @@ class GetTenantUsageStatsRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         filter: Global___UsageFilter | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "start_time", b"start_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,7 +372,9 @@ Global___GetTenantUsageStatsRequest: _TypeAlias = GetTenantUsageStatsRequest  # 
 
 @_typing.final
 class LatencySummary(_message.Message):
-    """Percentiles of a duration, read from a fixed-scale histogram."""
+    """Percentiles of a duration, read from a fixed-scale histogram that reaches from 1 ms to 2^20 ms, about 17 minutes;
+    what is shorter or longer counts as one of these.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -446,13 +558,16 @@ class GetTenantUsageStatsResponse(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
     @_builtins.property
     def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageStats]:
         """One entry per provider and model, most requests first."""
 
     @_builtins.property
     def total(self) -> Global___UsageStats:
-        """All entries together."""
+        """All entries together, those of other pages included."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -469,10 +584,11 @@ class GetTenantUsageStatsResponse(_message.Message):
         total: Global___UsageStats | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "stats", b"stats", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "next_page_token", b"next_page_token", "start_time", b"start_time", "stats", b"stats", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,6 +778,7 @@ class ErrorSummary(_message.Message):
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     SAMPLE_MESSAGE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Catalogue name of the provider."""
     model: _builtins.str
@@ -676,6 +793,8 @@ class ErrorSummary(_message.Message):
     """How many of these failover hid from the caller."""
     sample_message: _builtins.str
     """One of the redacted messages."""
+    cause: Global___ErrorCause.ValueType
+    """What is to blame, by status and class."""
     @_builtins.property
     def first_seen_time(self) -> _timestamp_pb2.Timestamp:
         """First occurrence in the window, to the minute."""
@@ -701,10 +820,11 @@ class ErrorSummary(_message.Message):
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         cost: Global___CostSummary | None = ...,
         sample_message: _builtins.str = ...,
+        cause: Global___ErrorCause.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absorbed", b"absorbed", "cost", b"cost", "error_class", b"error_class", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time", "model", b"model", "occurrences", b"occurrences", "provider", b"provider", "sample_message", b"sample_message", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absorbed", b"absorbed", "cause", b"cause", "cost", b"cost", "error_class", b"error_class", "first_seen_time", b"first_seen_time", "last_seen_time", b"last_seen_time", "model", b"model", "occurrences", b"occurrences", "provider", b"provider", "sample_message", b"sample_message", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -955,3 +1075,355 @@ class ReportJournalStateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportJournalStateResponse: _TypeAlias = ReportJournalStateResponse  # noqa: Y015
+
+@_typing.final
+class QueryUsageTimeSeriesRequest(_message.Message):
+    """Asks for a tenant's usage step by step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    GROUPING_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    step: Global___TimeStep.ValueType
+    """Unit of the steps."""
+    step_count: _builtins.int
+    """How many units a step is long, 1 to 1440; 0 means 1. Longer steps begin at multiples of their length: of minutes and
+    hours since 1970 began, of days since a Monday, so that 7 days are the weeks of ISO 8601.
+    """
+    time_zone: _builtins.str
+    """IANA time zone that decides where a day begins, such as "Europe/Berlin". Default: UTC."""
+    grouping: Global___UsageGrouping.ValueType
+    """What to add up apart. Default: nothing."""
+    page_size: _builtins.int
+    """1 to 1000 steps a page; 0 means 500. Anything else is refused, as is a window of more than 10000 steps."""
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the window. Default: 24 hours before `end_time`."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the window, not included. Default: now."""
+
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """What to count."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: Global___UsageFilter | None = ...,
+        step: Global___TimeStep.ValueType = ...,
+        step_count: _builtins.int = ...,
+        time_zone: _builtins.str = ...,
+        grouping: Global___UsageGrouping.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "grouping", b"grouping", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "step", b"step", "step_count", b"step_count", "tenant_id", b"tenant_id", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryUsageTimeSeriesRequest: _TypeAlias = QueryUsageTimeSeriesRequest  # noqa: Y015
+
+@_typing.final
+class UsagePoint(_message.Message):
+    """Usage within one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the step; of the first one, the start of the answered window."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the step, not included; of the last one, the end of the answered window."""
+
+    @_builtins.property
+    def usage(self) -> Global___UsageStats:
+        """What was used. Provider and model are empty unless they are added up apart."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        usage: Global___UsageStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsagePoint: _TypeAlias = UsagePoint  # noqa: Y015
+
+@_typing.final
+class QueryUsageTimeSeriesResponse(_message.Message):
+    """A page of a time series."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    step: Global___TimeStep.ValueType
+    """Unit of the steps, also when it was left to the service."""
+    step_count: _builtins.int
+    """How many units a step is long."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsagePoint]:
+        """Oldest step first, then by provider and model. Without grouping every step has exactly one point, zeros where nothing
+        was used; with it a step has a point for each group that used something.
+        """
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Window that was answered, over all pages."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of that window, not included."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___UsagePoint] | None = ...,
+        next_page_token: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        step: Global___TimeStep.ValueType = ...,
+        step_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "next_page_token", b"next_page_token", "points", b"points", "start_time", b"start_time", "step", b"step", "step_count", b"step_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryUsageTimeSeriesResponse: _TypeAlias = QueryUsageTimeSeriesResponse  # noqa: Y015
+
+@_typing.final
+class GetLatencyDistributionRequest(_message.Message):
+    """Asks how a tenant's latencies are distributed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUPING_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    grouping: Global___UsageGrouping.ValueType
+    """What to show apart. Default: each model of each provider."""
+    page_size: _builtins.int
+    """1 to 1000 groups a page; 0 means 100. Anything else is refused."""
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of the window. Default: 24 hours before `end_time`."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of the window, not included. Default: now."""
+
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """What to count."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        filter: Global___UsageFilter | None = ...,
+        grouping: Global___UsageGrouping.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "filter", b"filter", "grouping", b"grouping", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatencyDistributionRequest: _TypeAlias = GetLatencyDistributionRequest  # noqa: Y015
+
+@_typing.final
+class DurationBucket(_message.Message):
+    """How many durations lie between two bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_BOUND_FIELD_NUMBER: _builtins.int
+    UPPER_BOUND_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many durations lie between them."""
+    @_builtins.property
+    def lower_bound(self) -> _duration_pb2.Duration:
+        """Lower bound; 0 for the first bucket."""
+
+    @_builtins.property
+    def upper_bound(self) -> _duration_pb2.Duration:
+        """Upper bound, not included. Absent for the last bucket, which has none."""
+
+    def __init__(
+        self,
+        *,
+        lower_bound: _duration_pb2.Duration | None = ...,
+        upper_bound: _duration_pb2.Duration | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lower_bound", b"lower_bound", "upper_bound", b"upper_bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "lower_bound", b"lower_bound", "upper_bound", b"upper_bound"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DurationBucket: _TypeAlias = DurationBucket  # noqa: Y015
+
+@_typing.final
+class DurationDistribution(_message.Message):
+    """A distribution of durations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def summary(self) -> Global___LatencySummary:
+        """Mean, percentiles and the bound of their error."""
+
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DurationBucket]:
+        """Every bucket that is not empty, shortest first. Each is 2^(1/8) = 1.09 times as wide as the one before; of 160 in all."""
+
+    def __init__(
+        self,
+        *,
+        summary: Global___LatencySummary | None = ...,
+        buckets: _abc.Iterable[Global___DurationBucket] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DurationDistribution: _TypeAlias = DurationDistribution  # noqa: Y015
+
+@_typing.final
+class LatencyDistribution(_message.Message):
+    """How the durations of one group are distributed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Catalogue name of the provider. Empty when providers are not shown apart."""
+    model: _builtins.str
+    """Model that answered. Empty when models are not shown apart."""
+    @_builtins.property
+    def latency(self) -> Global___DurationDistribution:
+        """From sending an attempt to its end, however it ended."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> Global___DurationDistribution:
+        """From sending an attempt to its first content."""
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        latency: Global___DurationDistribution | None = ...,
+        time_to_first_token: Global___DurationDistribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "model", b"model", "provider", b"provider", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyDistribution: _TypeAlias = LatencyDistribution  # noqa: Y015
+
+@_typing.final
+class GetLatencyDistributionResponse(_message.Message):
+    """A page of latency distributions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def distributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyDistribution]:
+        """Most requests first."""
+
+    @_builtins.property
+    def total(self) -> Global___LatencyDistribution:
+        """All groups together, those of other pages included."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Window that was answered."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of that window, not included."""
+
+    def __init__(
+        self,
+        *,
+        distributions: _abc.Iterable[Global___LatencyDistribution] | None = ...,
+        total: Global___LatencyDistribution | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distributions", b"distributions", "end_time", b"end_time", "next_page_token", b"next_page_token", "start_time", b"start_time", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatencyDistributionResponse: _TypeAlias = GetLatencyDistributionResponse  # noqa: Y015

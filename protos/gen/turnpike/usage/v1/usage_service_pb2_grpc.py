@@ -67,6 +67,16 @@ class UsageServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsResponse.FromString,
                 _registered_method=True)
+        self.QueryUsageTimeSeries = channel.unary_unary(
+                '/turnpike.usage.v1.UsageService/QueryUsageTimeSeries',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesResponse.FromString,
+                _registered_method=True)
+        self.GetLatencyDistribution = channel.unary_unary(
+                '/turnpike.usage.v1.UsageService/GetLatencyDistribution',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -124,6 +134,23 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryUsageTimeSeries(self, request, context):
+        """Sums a tenant's usage step by step, oldest step first: what a chart shows.
+
+        FAILED_PRECONDITION with reason STEP_TOO_FINE when the window reaches back to where only coarser sums are kept (minutes
+        48 hours, hours a year by default), and REPORT_TOO_LARGE when a page would hold more than 10000 points.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLatencyDistribution(self, request, context):
+        """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -156,6 +183,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.ListUsageRecords,
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsResponse.SerializeToString,
+            ),
+            'QueryUsageTimeSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUsageTimeSeries,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesResponse.SerializeToString,
+            ),
+            'GetLatencyDistribution': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLatencyDistribution,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +360,60 @@ class UsageService:
             '/turnpike.usage.v1.UsageService/ListUsageRecords',
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.ListUsageRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUsageTimeSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.UsageService/QueryUsageTimeSeries',
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.QueryUsageTimeSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLatencyDistribution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.UsageService/GetLatencyDistribution',
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.FromString,
             options,
             channel_credentials,
             insecure,

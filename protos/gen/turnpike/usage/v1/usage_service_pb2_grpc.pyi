@@ -57,6 +57,14 @@ class UsageServiceStub:
     """Lists a tenant's failures by provider, model, status and class, most frequent first."""
     ListUsageRecords: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageRecordsRequest, _usage_service_pb2.ListUsageRecordsResponse]
     """Lists single usage records, newest first."""
+    QueryUsageTimeSeries: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageTimeSeriesRequest, _usage_service_pb2.QueryUsageTimeSeriesResponse]
+    """Sums a tenant's usage step by step, oldest step first: what a chart shows.
+
+    FAILED_PRECONDITION with reason STEP_TOO_FINE when the window reaches back to where only coarser sums are kept (minutes
+    48 hours, hours a year by default), and REPORT_TOO_LARGE when a page would hold more than 10000 points.
+    """
+    GetLatencyDistribution: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetLatencyDistributionRequest, _usage_service_pb2.GetLatencyDistributionResponse]
+    """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -87,6 +95,14 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Lists a tenant's failures by provider, model, status and class, most frequent first."""
     ListUsageRecords: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageRecordsRequest, _usage_service_pb2.ListUsageRecordsResponse]  # type: ignore[assignment]
     """Lists single usage records, newest first."""
+    QueryUsageTimeSeries: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageTimeSeriesRequest, _usage_service_pb2.QueryUsageTimeSeriesResponse]  # type: ignore[assignment]
+    """Sums a tenant's usage step by step, oldest step first: what a chart shows.
+
+    FAILED_PRECONDITION with reason STEP_TOO_FINE when the window reaches back to where only coarser sums are kept (minutes
+    48 hours, hours a year by default), and REPORT_TOO_LARGE when a page would hold more than 10000 points.
+    """
+    GetLatencyDistribution: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetLatencyDistributionRequest, _usage_service_pb2.GetLatencyDistributionResponse]  # type: ignore[assignment]
+    """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
@@ -150,5 +166,25 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.ListUsageRecordsResponse, _abc.Awaitable[_usage_service_pb2.ListUsageRecordsResponse]]:
         """Lists single usage records, newest first."""
+
+    @_abc_1.abstractmethod
+    def QueryUsageTimeSeries(
+        self,
+        request: _usage_service_pb2.QueryUsageTimeSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.QueryUsageTimeSeriesResponse, _abc.Awaitable[_usage_service_pb2.QueryUsageTimeSeriesResponse]]:
+        """Sums a tenant's usage step by step, oldest step first: what a chart shows.
+
+        FAILED_PRECONDITION with reason STEP_TOO_FINE when the window reaches back to where only coarser sums are kept (minutes
+        48 hours, hours a year by default), and REPORT_TOO_LARGE when a page would hold more than 10000 points.
+        """
+
+    @_abc_1.abstractmethod
+    def GetLatencyDistribution(
+        self,
+        request: _usage_service_pb2.GetLatencyDistributionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.GetLatencyDistributionResponse, _abc.Awaitable[_usage_service_pb2.GetLatencyDistributionResponse]]:
+        """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
