@@ -99,10 +99,10 @@ by_hour AS (
         sum(unpriced_tokens)::bigint AS unpriced_tokens,
         sum(latency_count)::bigint AS latency_count,
         sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        hist_sum(latency_histogram) AS latency_histogram,
+        hist_merge(latency_histogram) AS latency_histogram,
         sum(first_token_count)::bigint AS first_token_count,
         sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        hist_sum(first_token_histogram) AS first_token_histogram
+        hist_merge(first_token_histogram) AS first_token_histogram
     FROM by_minute
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -155,10 +155,10 @@ by_day AS (
         sum(unpriced_tokens)::bigint AS unpriced_tokens,
         sum(latency_count)::bigint AS latency_count,
         sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        hist_sum(latency_histogram) AS latency_histogram,
+        hist_merge(latency_histogram) AS latency_histogram,
         sum(first_token_count)::bigint AS first_token_count,
         sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        hist_sum(first_token_histogram) AS first_token_histogram
+        hist_merge(first_token_histogram) AS first_token_histogram
     FROM by_hour
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
