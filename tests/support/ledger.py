@@ -14,6 +14,7 @@ from service_runtime.metrics import Metrics
 from service_runtime.postgres import Postgres
 from usage_service.api.recording_metrics import PrometheusRecordingMetrics
 from usage_service.domain.usage_event import EventRules
+from usage_service.metering.group_commit import GroupedLedger
 from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
 from usage_service.storage.bundled_prices import BundledPrices
@@ -59,7 +60,7 @@ async def ledger_on(
     await pricing.refresh()
     metrics = Metrics()
     recorder = Recorder(
-        ledger=store,
+        ledger=GroupedLedger(store),
         quarantine=PostgresQuarantine(postgres),
         pricing=pricing,
         rules=rules or EventRules(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -54,7 +53,7 @@ def reported_event(used_at: datetime, **overrides: Any) -> ReportedEvent:
         task_type="chat",
         decision='{"score": 0.9}',
     )
-    return replace(plain, **overrides)
+    return plain._replace(**overrides)
 
 
 def submission(event: ReportedEvent) -> Submission:

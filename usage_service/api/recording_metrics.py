@@ -19,9 +19,9 @@ class PrometheusRecordingMetrics:
             disposition: self._events.labels(disposition=disposition.value) for disposition in Disposition
         }
 
-    def event_recorded(self, disposition: Disposition) -> None:
-        """One event was answered."""
-        self._by_disposition[disposition].inc()
+    def events_recorded(self, disposition: Disposition, number: int) -> None:
+        """Events of one batch were answered."""
+        self._by_disposition[disposition].inc(number)
 
     def event_unpriced(self, provider: str) -> None:
         """One event was stored whose price is unknown."""

@@ -5,7 +5,7 @@ of a bucket is at most 4.4 % off. 160 buckets reach from 1 ms to 2^20 ms, about 
 in the first or the last bucket. A histogram is a sequence of counts by bucket; trailing zeros are left out.
 
 `hist_bucket`, `hist_count`, `hist_add` and `hist_sum` in the database compute the same values. There, leading
-zeros are left out as well, by an array that does not begin at its first subscript: migration 0005 tells.
+zeros are left out as well, by an array that does not begin at its first subscript: migration 0006 tells.
 """
 
 from __future__ import annotations

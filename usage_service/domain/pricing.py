@@ -12,6 +12,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact, Rounded
 from enum import StrEnum
 from operator import attrgetter
+from typing import NamedTuple
 
 ANY_MODEL = "*"
 LEDGER_DECIMALS = 12
@@ -33,8 +34,7 @@ class PricingState(StrEnum):
     NOTHING_CONSUMED = "nothing_consumed"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
+class TokenCounts(NamedTuple):
     """Tokens in disjoint classes: every token is counted once, so the total is the plain sum."""
 
     input_tokens: int = 0
@@ -49,7 +49,7 @@ class TokenCounts:
 
     @property
     def total_tokens(self) -> int:
-        return self.prompt_tokens + self.output_tokens + self.reasoning_tokens
+        return sum(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,7 @@ class Cost:
         return _EXACT.add(self.input_usd, self.output_usd)
 
 
-@dataclass(frozen=True, slots=True)
-class PricedUsage:
+class PricedUsage(NamedTuple):
     """What the ledger stores of a price: the cost at 12 decimals, None when unpriced."""
 
     state: PricingState
@@ -113,18 +112,11 @@ class PricedUsage:
 
 def cost_of(tokens: TokenCounts, rates: Rates) -> Cost | None:
     """Price times tokens, exactly; None when the prompt is longer than the rates hold for."""
-    if rates.max_prompt_tokens is not None and tokens.prompt_tokens > rates.max_prompt_tokens:
+    if not _hold_for(tokens, rates):
         return None
-    cached_read_usd = rates.input_usd if rates.cached_read_usd is None else rates.cached_read_usd
-    cached_write_usd = rates.input_usd if rates.cached_write_usd is None else rates.cached_write_usd
-    reasoning_usd = rates.output_usd if rates.reasoning_usd is None else rates.reasoning_usd
     return Cost(
-        input_usd=_usd(
-            (tokens.input_tokens, rates.input_usd),
-            (tokens.cached_read_tokens, cached_read_usd),
-            (tokens.cached_write_tokens, cached_write_usd),
-        ),
-        output_usd=_usd((tokens.output_tokens, rates.output_usd), (tokens.reasoning_tokens, reasoning_usd)),
+        input_usd=_EXACT.scaleb(_prompt_millionths(tokens, rates), -6),
+        output_usd=_EXACT.scaleb(_completion_millionths(tokens, rates), -6),
     )
 
 
@@ -144,18 +136,37 @@ def price_usage(tokens: TokenCounts, price: Price | None) -> PricedUsage:
         return PricedUsage(PricingState.NOTHING_CONSUMED, _ZERO_USD, None)
     if price is None:
         return PricedUsage(PricingState.UNPRICED, None, None)
-    cost = cost_of(tokens, price.rates)
-    if cost is None:
+    rates = price.rates
+    if not _hold_for(tokens, rates):
         return PricedUsage(PricingState.UNPRICED, None, None)
-    return PricedUsage(PricingState.PRICED, at_ledger_precision(cost.total_usd), price.price_id)
+    # cost_of(tokens, rates).total_usd, without the parts: this is asked for every event.
+    millionths = _EXACT.add(_prompt_millionths(tokens, rates), _completion_millionths(tokens, rates))
+    return PricedUsage(PricingState.PRICED, at_ledger_precision(_EXACT.scaleb(millionths, -6)), price.price_id)
 
 
-def _usd(*parts: tuple[int, Decimal]) -> Decimal:
-    millionths = Decimal(0)
-    for tokens, usd_per_million in parts:
-        if tokens:
-            millionths = _EXACT.fma(Decimal(tokens), usd_per_million, millionths)
-    return millionths.scaleb(-6, context=_EXACT)
+def _hold_for(tokens: TokenCounts, rates: Rates) -> bool:
+    return rates.max_prompt_tokens is None or tokens.prompt_tokens <= rates.max_prompt_tokens
+
+
+def _prompt_millionths(tokens: TokenCounts, rates: Rates) -> Decimal:
+    """What the prompt costs in millionths of a dollar."""
+    millionths = _EXACT.multiply(tokens.input_tokens, rates.input_usd)
+    if tokens.cached_read_tokens:
+        usd = rates.input_usd if rates.cached_read_usd is None else rates.cached_read_usd
+        millionths = _EXACT.fma(tokens.cached_read_tokens, usd, millionths)
+    if tokens.cached_write_tokens:
+        usd = rates.input_usd if rates.cached_write_usd is None else rates.cached_write_usd
+        millionths = _EXACT.fma(tokens.cached_write_tokens, usd, millionths)
+    return millionths
+
+
+def _completion_millionths(tokens: TokenCounts, rates: Rates) -> Decimal:
+    """What the answer costs in millionths of a dollar."""
+    millionths = _EXACT.multiply(tokens.output_tokens, rates.output_usd)
+    if tokens.reasoning_tokens:
+        usd = rates.output_usd if rates.reasoning_usd is None else rates.reasoning_usd
+        millionths = _EXACT.fma(tokens.reasoning_tokens, usd, millionths)
+    return millionths
 
 
 @dataclass(frozen=True, slots=True)

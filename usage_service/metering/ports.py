@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from usage_service.domain.pricing import Price, PricedUsage, PricingState
 from usage_service.domain.usage_event import UsageEvent
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
+class LedgerRow(NamedTuple):
     """A valid, priced event with what tells a resent one from another with the same id."""
 
     event: UsageEvent

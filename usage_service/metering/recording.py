@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 from service_runtime.errors import Category, ServiceError
 from usage_service.domain.pricing import PriceBook, PricingState, price_usage
@@ -42,8 +42,7 @@ class Disposition(StrEnum):
     RETRY = "retry"
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(NamedTuple):
     """One event as it was sent, and its bytes."""
 
     event: ReportedEvent
@@ -59,8 +58,7 @@ class Batch:
     submissions: Sequence[Submission]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one event; `reason` is empty when it is stored, `violations` name bad fields of a rejected one.
 
     `cost_usd` and `pricing_state` are what the ledger holds for the event, None when it is not stored or unpriced.
@@ -76,8 +74,8 @@ class Outcome:
 class RecordingMetrics(Protocol):
     """What can be seen of recording from outside."""
 
-    def event_recorded(self, disposition: Disposition) -> None:
-        """One event was answered."""
+    def events_recorded(self, disposition: Disposition, number: int) -> None:
+        """Events of one batch were answered."""
         ...
 
     def event_unpriced(self, provider: str) -> None:
@@ -94,7 +92,10 @@ class RecordingMetrics(Protocol):
 
 
 class Recorder:
-    """Records batches, a few at a time: the database gains nothing from more writers and waiting ones cost memory."""
+    """Records batches: reads and prices each as it comes; the ledger decides how many are written at once.
+
+    `writers` is how many the ledger writes; at most `max_waiting` are held, because waiting ones cost memory.
+    """
 
     def __init__(
         self,
@@ -116,7 +117,6 @@ class Recorder:
         self._metrics = metrics
         self._now = now
         self._monotonic_s = monotonic_s
-        self._writers = asyncio.Semaphore(writers)
         self._writer_count = writers
         self._max_waiting = max_waiting
         self._waiting = 0
@@ -130,13 +130,12 @@ class Recorder:
         """
         started_s = self._monotonic_s()
         with self._place_in_queue():
-            async with self._writers:
-                outcomes = await self._record(batch)
+            outcomes = await self._record(batch)
         elapsed_s = self._monotonic_s() - started_s
         self._recent_batch_s += (elapsed_s - self._recent_batch_s) / 8
         self._metrics.batch_stored(elapsed_s)
-        for outcome in outcomes:
-            self._metrics.event_recorded(outcome.disposition)
+        for disposition, number in Counter(outcome.disposition for outcome in outcomes).items():
+            self._metrics.events_recorded(disposition, number)
         return outcomes
 
     def min_send_interval_s(self) -> float | None:
@@ -164,11 +163,7 @@ class Recorder:
     async def _record(self, batch: Batch) -> list[Outcome]:
         accepted = self._rules.at(self._now())
         parsed = [validate(submission.event, accepted) for submission in batch.submissions]
-        book = await self._pricing.book_for(
-            ModelUse(event.reported.provider, event.reported.model, event.used_at)
-            for event in parsed
-            if isinstance(event, UsageEvent) and event.tokens.total_tokens > 0
-        )
+        book = await self._book_for(parsed)
         hashes = [_content_hash(submission.payload) for submission in batch.submissions]
 
         # Only the first event with an id goes to the ledger; what came of it decides on the others.
@@ -184,7 +179,7 @@ class Recorder:
 
         outcomes: list[Outcome] = []
         for event, content_hash, first in zip(parsed, hashes, is_first, strict=True):
-            if isinstance(event, tuple):
+            if not isinstance(event, UsageEvent):
                 outcomes.append(_rejected(event))
                 continue
             place = row_of[event.event_id.int]
@@ -194,6 +189,19 @@ class Recorder:
             outcomes.append(outcome)
         await self._keep_aside(batch, outcomes)
         return outcomes
+
+    async def _book_for(self, parsed: Sequence[UsageEvent | tuple[Violation, ...]]) -> PriceBook:
+        """A price book that names every model of the batch whose price is known anywhere."""
+        # Each model once, and at the earliest of its times: an entry that a vendor's price gets holds for all of them.
+        first_used: dict[tuple[str, str], datetime] = {}
+        for event in parsed:
+            if isinstance(event, UsageEvent) and event.tokens.total_tokens > 0:
+                key = (event.reported.provider, event.reported.model)
+                if key not in first_used or event.used_at < first_used[key]:
+                    first_used[key] = event.used_at
+        return await self._pricing.book_for(
+            ModelUse(provider, model, used_at) for (provider, model), used_at in first_used.items()
+        )
 
     async def _keep_aside(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Keep what the ledger did not take, before anybody is told that it need not be resent."""

@@ -16,6 +16,7 @@ from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash
 from service_runtime.ids import uuid7
 from service_runtime.postgres import Postgres, load_queries
 from usage_service.domain.pricing import PricingState
+from usage_service.domain.usage_event import UsageEvent
 from usage_service.metering.ports import (
     AlreadyStored,
     Inserted,
@@ -179,13 +180,13 @@ async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dic
 
 
 def _record(row: LedgerRow) -> tuple[Any, ...]:
-    """The row's values in the order of `_COLUMNS`."""
+    """The row's values in the order of `_COLUMNS`. Ids go as the text that they came as, which asyncpg encodes in C."""
     event = row.event
     reported = event.reported
     tokens = reported.tokens
     return (
-        _key(event.event_id),
-        event.tenant_id,
+        _key(event),
+        reported.tenant_id,
         reported.user_id,
         reported.provider,
         reported.model,
@@ -199,7 +200,7 @@ def _record(row: LedgerRow) -> tuple[Any, ...]:
         event.status,
         reported.error_message or None,
         _metadata(row),
-        event.request_id,
+        reported.request_id,
         reported.attempt,
         reported.requested_model,
         reported.error_class,
@@ -220,11 +221,11 @@ def _record(row: LedgerRow) -> tuple[Any, ...]:
     )
 
 
-def _key(event_id: UUID) -> UUID:
+def _key(event: UsageEvent) -> str:
     """The row's id, which is the event's: what is resent finds its row taken."""
     if is_sabotaged(Sabotage.NO_DEDUPE):
-        return UUID(int=event_id.int ^ uuid7().int & _RANDOM_BITS)
-    return event_id
+        return str(UUID(int=event.event_id.int ^ uuid7().int & _RANDOM_BITS))
+    return event.reported.event_id
 
 
 def _metadata(row: LedgerRow) -> str:

@@ -1,0 +1,95 @@
+"""Batches that wait at the same time are stored together: a rollup row that many of them touch is then written once.
+
+Nobody depends on whom it shared a transaction with: every batch gets its own rows' outcomes, and where the whole group
+fails for a reason that is not the database's absence, each batch is tried alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service_runtime.errors import ServiceError
+from usage_service.metering.ports import Ledger, LedgerRow, StoreOutcome
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A batch's rows and who waits for their outcomes."""
+
+    rows: Sequence[LedgerRow]
+    outcomes: asyncio.Future[Sequence[StoreOutcome]]
+
+
+@dataclass(slots=True)
+class GroupedLedger:
+    """A `metering.ports.Ledger` over another one, which sees at most `writers` calls at once, of up to `max_rows` rows.
+
+    It adds no wait: a writer that is free takes whatever is there.
+    """
+
+    ledger: Ledger
+    writers: int = 2
+    max_rows: int = 4_000  # a tenth to a quarter of a second of the database's time; a statement has five seconds
+    _queue: deque[_Waiting] = field(default_factory=deque)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def store(self, rows: Sequence[LedgerRow]) -> Sequence[StoreOutcome]:
+        """Store rows with distinct event ids; see `metering.ports.Ledger`.
+
+        A caller that leaves before its rows were taken has stored nothing; later, what becomes of them is unknown.
+        """
+        if not rows:
+            return []
+        waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if len(self._tasks) < self.writers:
+            # A task of its own: a caller that leaves must not take the others' transaction with it.
+            task = asyncio.create_task(self._write(), name="ledger writer")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await waiting.outcomes
+
+    async def _write(self) -> None:
+        while group := self._next_group():
+            try:
+                await self._store(group)
+            finally:
+                for each in group:
+                    each.outcomes.cancel()  # does nothing to those that have their answer
+
+    def _next_group(self) -> list[_Waiting]:
+        """The longest waiting batches that may share a transaction: few enough, and no event id twice."""
+        group: list[_Waiting] = []
+        ids: set[int] = set()
+        while self._queue:
+            first = self._queue[0]
+            if not first.outcomes.done():
+                its_ids = {row.event.event_id.int for row in first.rows}
+                if group and (len(ids) + len(its_ids) > self.max_rows or not ids.isdisjoint(its_ids)):
+                    break
+                ids |= its_ids
+                group.append(first)
+            self._queue.popleft()
+        return group
+
+    async def _store(self, group: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = await self.ledger.store([row for each in group for row in each.rows])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            if len(group) > 1 and not isinstance(error, ServiceError):
+                for each in group:
+                    await self._store([each])
+                return
+            for each in group:
+                if not each.outcomes.done():
+                    each.outcomes.set_exception(error)
+            return
+        start = 0
+        for each in group:
+            end = start + len(each.rows)
+            if not each.outcomes.done():
+                each.outcomes.set_result(outcomes[start:end])
+            start = end
