@@ -20,7 +20,7 @@ from router_service.domain.catalog import ProviderNames, ProviderSpec
 from router_service.domain.secret import Secret
 from router_service.domain.tenant import Credential, Tenant
 from router_service.domain.usage import Funding
-from router_service.providers.catalog import build_catalog
+from router_service.providers.catalog import build_catalog, with_clocks
 from router_service.providers.egress import parse_networks
 from router_service.providers.provider_set import HttpSettings, build_providers
 from router_service.routing.metrics import RoutingMetrics
@@ -205,7 +205,7 @@ def _unknown_tenant(settings: RouterSettings, tenant_id: UUID) -> Tenant | Servi
 
 def _catalog(settings: RouterSettings) -> Mapping[str, ProviderSpec]:
     try:
-        return build_catalog(
+        catalog = build_catalog(
             {
                 "groq": settings.groq_base_url,
                 "openrouter": settings.openrouter_base_url,
@@ -217,6 +217,10 @@ def _catalog(settings: RouterSettings) -> Mapping[str, ProviderSpec]:
         )
     except ValueError as error:
         raise StartupError(f"a provider's address is wrong: {error}") from error
+    try:
+        return with_clocks(catalog, settings.provider_clocks)
+    except ValueError as error:
+        raise StartupError(f"ROUTER_PROVIDER_CLOCKS: {error}") from error
 
 
 def _http(settings: RouterSettings) -> HttpSettings:

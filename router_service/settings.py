@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from router_service.domain.catalog import ClockName
 from router_service.domain.scoring import TERM_NAMES
 from service_runtime.settings import ServiceSettings
 
@@ -51,6 +52,11 @@ class RouterSettings(ServiceSettings):
         "", description="networks beside the public internet that providers may be in, such as 10.1.0.0/16, by commas"
     )
     ca_file: str = Field("", description="further certificate authorities for providers, PEM")
+    provider_clocks: dict[str, dict[ClockName, Annotated[float, Field(gt=0, le=3600)]]] = Field(
+        default_factory=dict,
+        description='JSON such as {"groq": {"first_content_s": 10}}: how long a provider may take, by provider; also'
+        " connect_s, content_gap_s and total_s; what is left out stays as the catalogue has it",
+    )
     max_attempts: PositiveInt = Field(3, description="attempts per request, all candidates together")
     max_running_per_tenant: PositiveInt = Field(64, description="a tenant's requests at a time; more are refused")
     max_running_per_provider: PositiveInt = Field(256, description="requests at a provider at a time")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,16 @@ class CallerGonePolicy(StrEnum):
     DRAIN = "drain"  # the bill goes on: read to the end for the exact usage
 
 
+ClockName = Literal["connect_s", "first_content_s", "content_gap_s", "total_s"]  # the fields of `Clocks`
+
+
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """How long a provider may take, in seconds. Each is further bounded by the caller's deadline."""
+    """How long a provider may take, in seconds. Each is further bounded by the caller's deadline.
+
+    To connect; from sending to the first content; between two pieces of content; in all. Comments and empty deltas are
+    signs of life, but not content.
+    """
 
     connect_s: float = 3.0
     first_content_s: float = 30.0

@@ -42,7 +42,8 @@ class ProviderError(Exception):
     `message` is ours: short, redacted, safe for callers and logs. `status` is the HTTP status, if one came.
     `retry_after_s` is the provider's own wish, uncapped. `may_have_reached_provider` is False only when surely no byte
     of the request left: then nothing can have been consumed. `usage`, `reported_cost_usd` and `model` are what the
-    provider still reported before it failed.
+    provider still reported before it failed. `cause` is what the provider itself named as the reason, where `kind` is
+    STREAM_BROKEN; else it is `kind`: who is to blame does not depend on whether content had come.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ProviderError(Exception):
         usage: TokenUsage | None = None,
         reported_cost_usd: Decimal | None = None,
         model: str = "",
+        cause: FailureKind | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -68,3 +70,4 @@ class ProviderError(Exception):
         self.usage = usage
         self.reported_cost_usd = reported_cost_usd
         self.model = model
+        self.cause = kind if cause is None else cause

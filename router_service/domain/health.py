@@ -4,7 +4,7 @@ Three things are held apart, so that nobody pays for another's fault:
 
 - a `RouteHealth` per route (provider, address, model): moving averages, and a `Breaker` for faults of the provider;
 - a `Rest` per key: 401, 402 and 429 are about the key, so one tenant's bad key trips nobody else;
-- a `Rest` per key and model: what this key may not use, or what is gone.
+- a `Rest` per key and model: what this key may not use, what is gone, or what the provider wants left alone a while.
 
 All values are immutable and take the time as an argument, in seconds of any steady clock.
 """
@@ -18,6 +18,8 @@ from typing import assert_never
 from router_service.domain.errors import FailureKind, ProviderError
 
 AVERAGE_WEIGHT = 0.2  # of the newest observation: about the last ten count
+HEALTHY_ERROR_RATE = 0.2
+ERROR_HALF_LIFE_S = 30.0  # a route that is passed over for its errors gets no attempt that could clear it: time does
 CONSECUTIVE_FAILURES_TO_OPEN = 5
 WINDOW_S = 10.0
 WINDOW_MIN_ATTEMPTS = 20
@@ -49,7 +51,8 @@ class Breaker:
     """Keeps requests from a route that fails, and lets one probe through now and then.
 
     Opens on 5 failures in a row, or on half of at least 20 attempts within 10 s. Stays open 5 s, then twice as long
-    after each failed probe, up to 60 s. `open_since` is None while closed; `probe_since` is None while no probe runs.
+    after each failed probe, up to 60 s; `probe_due_at` is when that ends. `open_since` is None while closed;
+    `probe_since` is None while no probe runs, else the beginning of the latest. `began_at` is when an attempt started.
     """
 
     consecutive_failures: int = 0
@@ -58,49 +61,52 @@ class Breaker:
     window_failures: int = 0
     open_since: float | None = None
     open_for_s: float = 0.0
+    probe_due_at: float = 0.0
     probe_since: float | None = None
 
     def state(self, now: float) -> BreakerState:
         if self.open_since is None:
             return BreakerState.CLOSED
-        if self._probe_is_running(now) or now >= self.open_since + self.open_for_s:
+        if self._probe_is_running(now) or now >= self.probe_due_at:
             return BreakerState.HALF_OPEN
         return BreakerState.OPEN
 
     def admits(self, now: float, *, is_only_candidate: bool) -> bool:
-        """Whether a request may go through. An only candidate is never kept out for longer than one probe interval."""
+        """Whether a request may go through. An only candidate is never kept out for longer than one probe interval,
+        not even by a probe that takes long to answer.
+        """
         if self.open_since is None:
             return True
-        if self._probe_is_running(now):
-            return False
-        patience = min(self.open_for_s, PROBE_INTERVAL_S) if is_only_candidate else self.open_for_s
-        return now >= self.open_since + patience
+        if is_only_candidate:
+            return now >= self._due_for_an_only_candidate(now)
+        return not self._probe_is_running(now) and now >= self.probe_due_at
 
     def retry_after_s(self, now: float) -> float:
         """When the next probe may go, in seconds from now."""
         if self.open_since is None:
             return 0.0
-        if self._probe_is_running(now):
-            return PROBE_INTERVAL_S
-        return max(0.0, self.open_since + min(self.open_for_s, PROBE_INTERVAL_S) - now)
+        return max(0.0, self._due_for_an_only_candidate(now) - now)
 
     def started(self, now: float) -> Breaker:
         """An admitted attempt begins. On an open breaker it is the probe."""
         return self if self.open_since is None else replace(self, probe_since=now)
 
-    def succeeded(self, now: float) -> Breaker:
-        """An attempt succeeded: whatever was held against the route is over."""
+    def succeeded(self, now: float, *, began_at: float) -> Breaker:
+        """An attempt succeeded: whatever was held against the route is over. One that began before the breaker opened
+        is only a sign of life, after which the next probe need not wait.
+        """
         if self.open_since is not None:
-            return Breaker()
+            is_stale = began_at < self.open_since
+            return replace(self, probe_due_at=min(self.probe_due_at, now)) if is_stale else Breaker()
         fresh = self._window_at(now)
         return replace(fresh, consecutive_failures=0, window_attempts=fresh.window_attempts + 1)
 
-    def failed(self, now: float) -> Breaker:
-        """An attempt failed by the provider's fault."""
+    def failed(self, now: float, *, began_at: float) -> Breaker:
+        """An attempt failed by the provider's fault. One that began before the breaker opened tells nothing new."""
         if self.open_since is not None:
-            if self.probe_since is None:
-                return self  # began before the breaker opened: tells nothing new
-            return replace(self, open_since=now, open_for_s=min(MAX_OPEN_S, self.open_for_s * 2), probe_since=None)
+            if self.probe_since is None or began_at < self.open_since:
+                return self
+            return _opened(now, for_s=min(MAX_OPEN_S, self.open_for_s * 2))
         fresh = self._window_at(now)
         counted = replace(
             fresh,
@@ -108,14 +114,23 @@ class Breaker:
             window_attempts=fresh.window_attempts + 1,
             window_failures=fresh.window_failures + 1,
         )
-        return Breaker(open_since=now, open_for_s=PROBE_INTERVAL_S) if counted.has_seen_enough() else counted
+        return _opened(now, for_s=PROBE_INTERVAL_S) if counted.has_seen_enough() else counted
 
-    def abandoned(self) -> Breaker:
-        """An attempt ended without a verdict, for example because its caller left: the next one may probe."""
-        return self if self.probe_since is None else replace(self, probe_since=None)
+    def abandoned(self, *, began_at: float) -> Breaker:
+        """An attempt ended without a verdict, for example because its caller left: if it was the probe, the next one
+        may probe.
+        """
+        if self.probe_since is None or began_at < self.probe_since:
+            return self
+        return replace(self, probe_since=None)
 
     def _probe_is_running(self, now: float) -> bool:
         return self.probe_since is not None and now < self.probe_since + PROBE_LEASE_S
+
+    def _due_for_an_only_candidate(self, now: float) -> float:
+        last_try = max(self.open_since or 0.0, self.probe_since or 0.0)
+        due_at = last_try + min(self.open_for_s, PROBE_INTERVAL_S)
+        return due_at if self._probe_is_running(now) else min(self.probe_due_at, due_at)
 
     def _window_at(self, now: float) -> Breaker:
         if now < self.window_start + WINDOW_S:
@@ -132,39 +147,59 @@ class Breaker:
         )
 
 
+def _opened(now: float, *, for_s: float) -> Breaker:
+    return Breaker(open_since=now, open_for_s=for_s, probe_due_at=now + for_s)
+
+
 @dataclass(frozen=True, slots=True)
 class RouteHealth:
-    """What was observed of a route. None means never observed."""
+    """What was observed of a route. None means never observed. `error_rate` is that of `observed_at`; see `at`."""
 
     first_token_s: float | None = None
     tokens_per_s: float | None = None
     error_rate: float = 0.0
     attempts: int = 0
     breaker: Breaker = Breaker()
+    observed_at: float = 0.0
+
+    def at(self, now: float) -> RouteHealth:
+        """The health as it is to be judged at `now`: errors are forgotten with time, half of them every 30 s."""
+        if self.error_rate == 0.0 or now <= self.observed_at:
+            return self
+        faded = self.error_rate * 0.5 ** ((now - self.observed_at) / ERROR_HALF_LIFE_S)
+        return replace(self, error_rate=faded, observed_at=now)
+
+    def is_well(self, now: float) -> bool:
+        """Whether more requests do no harm: few failed lately, and the breaker is closed."""
+        return self.breaker.open_since is None and self.at(now).error_rate <= HEALTHY_ERROR_RATE
 
     def started(self, now: float) -> RouteHealth:
         return replace(self, breaker=self.breaker.started(now))
 
-    def succeeded(self, now: float, *, first_token_s: float | None, tokens_per_s: float | None) -> RouteHealth:
+    def succeeded(
+        self, now: float, *, began_at: float, first_token_s: float | None, tokens_per_s: float | None
+    ) -> RouteHealth:
         """An attempt succeeded; None where it gave nothing to measure."""
         return RouteHealth(
             first_token_s=self.first_token_s if first_token_s is None else average(self.first_token_s, first_token_s),
             tokens_per_s=self.tokens_per_s if tokens_per_s is None else average(self.tokens_per_s, tokens_per_s),
-            error_rate=average(self.error_rate, 0.0),
+            error_rate=average(self.at(now).error_rate, 0.0),
             attempts=self.attempts + 1,
-            breaker=self.breaker.succeeded(now),
+            breaker=self.breaker.succeeded(now, began_at=began_at),
+            observed_at=now,
         )
 
-    def failed(self, now: float) -> RouteHealth:
+    def failed(self, now: float, *, began_at: float) -> RouteHealth:
         return replace(
             self,
-            error_rate=average(self.error_rate, 1.0),
+            error_rate=average(self.at(now).error_rate, 1.0),
             attempts=self.attempts + 1,
-            breaker=self.breaker.failed(now),
+            breaker=self.breaker.failed(now, began_at=began_at),
+            observed_at=now,
         )
 
-    def abandoned(self) -> RouteHealth:
-        return replace(self, breaker=self.breaker.abandoned())
+    def abandoned(self, *, began_at: float) -> RouteHealth:
+        return replace(self, breaker=self.breaker.abandoned(began_at=began_at))
 
 
 UNOBSERVED = RouteHealth()
@@ -172,12 +207,12 @@ UNOBSERVED = RouteHealth()
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A key, or a key with a model, is left alone for a while; `is_asked_for` when the provider named the time."""
+    """A key, or a key with a model, is left alone for a while. Until `asked_until` the provider itself wants it so."""
 
     kind: FailureKind
     since: float
     until: float
-    is_asked_for: bool = False
+    asked_until: float = 0.0
 
     def admits(self, now: float, *, is_only_candidate: bool) -> bool:
         """Whether it may be used again. What the provider asked for is kept even by an only candidate."""
@@ -187,17 +222,22 @@ class Rest:
         return max(0.0, self._end(is_only_candidate=True) - now)
 
     def joined_by(self, newer: Rest) -> Rest:
-        """The longer of two rests: a short one never cuts a long one."""
-        return newer if newer.until >= self.until else self
+        """The longer of two rests: a short one never cuts a long one, nor what the provider asked for."""
+        longer = newer if newer.until >= self.until else self
+        return replace(longer, asked_until=max(self.asked_until, newer.asked_until))
 
     def tried_again(self, now: float) -> Rest:
         """An only candidate is tried before the rest is over: the next try is a probe interval away."""
         return replace(self, since=now) if now < self.until else self
 
+    def after_success(self, now: float) -> Rest | None:
+        """What is left of it when an attempt succeeded all the same: only what the provider asked for."""
+        return replace(self, until=self.asked_until) if now < self.asked_until else None
+
     def _end(self, *, is_only_candidate: bool) -> float:
-        if is_only_candidate and not self.is_asked_for:
-            return min(self.until, self.since + PROBE_INTERVAL_S)
-        return self.until
+        if not is_only_candidate:
+            return self.until
+        return max(self.asked_until, min(self.until, self.since + PROBE_INTERVAL_S))
 
 
 class Culprit(Enum):
@@ -240,15 +280,21 @@ def culprit(kind: FailureKind) -> Culprit:
 
 
 def rest_after(error: ProviderError, now: float) -> Rest:
-    """How long what a failure is held against is left alone. For failures of a key, or of a key with a model."""
+    """How long what a failure is held against is left alone: zero long for failures of the route that ask for no wait.
+
+    A wait that an ailing provider asks for is kept by the key that it was told, and outlasts even an only candidate's
+    patience; for all others the breaker judges.
+    """
+    kind = error.cause
     if error.retry_after_s is not None:
         wait_s = min(max(error.retry_after_s, 0.0), MAX_RETRY_AFTER_S)
-        return Rest(error.kind, now, now + wait_s, is_asked_for=error.kind is FailureKind.RATE_LIMITED)
-    match culprit(error.kind):
+        is_asked_for = kind is FailureKind.RATE_LIMITED or culprit(kind) is Culprit.ROUTE
+        return Rest(kind, now, now + wait_s, asked_until=now + wait_s if is_asked_for else 0.0)
+    match culprit(kind):
         case Culprit.KEY:
-            wait_s = DEFAULT_RATE_LIMIT_REST_S if error.kind is FailureKind.RATE_LIMITED else KEY_REST_S
+            wait_s = DEFAULT_RATE_LIMIT_REST_S if kind is FailureKind.RATE_LIMITED else KEY_REST_S
         case Culprit.KEY_AND_MODEL:
             wait_s = MODEL_REST_S
         case Culprit.ROUTE | Culprit.NOBODY:
             wait_s = 0.0
-    return Rest(error.kind, now, now + wait_s)
+    return Rest(kind, now, now + wait_s)

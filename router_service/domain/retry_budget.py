@@ -1,8 +1,14 @@
-"""How many attempts beyond the first a router may spend, so that retries never become the overload.
+"""How many attempts beyond the first may be spent, so that retries never become the overload.
 
-Within a window of ten seconds, attempts again on the same route may be a tenth of the requests, and all further
-attempts together, failovers included, a fifth. Below that stands a floor of attempts running at once, so that a
-quiet router always retries and always fails over.
+Two things are told apart, because they load different servers:
+
+- a *retry* asks a route that is unwell: the same one again, or another one that fails too. A tenth of the requests, and
+  at least three: a sick provider never gets more than 1.1 times what callers ask for;
+- a *failover* asks a route that is well. All further attempts together stay within a fifth of the requests, and at
+  least 32, which is what it takes until breakers and scores send no more first attempts to the one that fails.
+
+A failover from a route or key that is kept out by now is free: it was under way when the breaker opened, and such
+stragglers are bounded by the provider's bulkhead. The decision record on this in `docs/decisions` has measurements.
 """
 
 from __future__ import annotations
@@ -10,56 +16,60 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 WINDOW_S = 10.0
-SAME_ROUTE_RATIO = 0.1
-SAME_ROUTE_FLOOR = 3
-FAILOVER_RATIO = 0.2
-FAILOVER_FLOOR = 64
+RETRY_RATIO = 0.1
+RETRY_FLOOR = 3
+FURTHER_RATIO = 0.2
+FURTHER_FLOOR = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """Counts of the current and the previous window, and the further attempts that are running now."""
+    """Counts of the current window of 10 s and of the one before it. Ratios and floors hold for both together."""
 
     window_start: float = 0.0
     requests: int = 0
-    further_attempts: int = 0
+    retries: int = 0
+    failovers: int = 0
     previous_requests: int = 0
-    previous_further_attempts: int = 0
-    running: int = 0
+    previous_retries: int = 0
+    previous_failovers: int = 0
 
     def request_arrived(self, now: float) -> RetryBudget:
         fresh = self._window_at(now)
         return replace(fresh, requests=fresh.requests + 1)
 
-    def allows_same_route(self, now: float) -> bool:
-        """Whether another attempt on the same route is within the budget."""
-        return self.running < SAME_ROUTE_FLOOR or self._window_at(now).is_below(SAME_ROUTE_RATIO)
-
-    def allows_failover(self, now: float) -> bool:
-        """Whether an attempt on another candidate is within the budget."""
-        return self.running < FAILOVER_FLOOR or self._window_at(now).is_below(FAILOVER_RATIO)
-
-    def further_attempt_started(self, now: float) -> RetryBudget:
+    def allows_retry(self, now: float) -> bool:
+        """Whether one more attempt at a route that is unwell is within the budget."""
         fresh = self._window_at(now)
-        return replace(fresh, further_attempts=fresh.further_attempts + 1, running=fresh.running + 1)
+        retries = fresh.retries + fresh.previous_retries
+        return retries + 1 <= max(RETRY_FLOOR, RETRY_RATIO * fresh.all_requests())
 
-    def further_attempt_ended(self) -> RetryBudget:
-        return replace(self, running=max(0, self.running - 1))
+    def allows_failover(self, now: float, *, share: float = 1.0) -> bool:
+        """Whether one more attempt at a route that is well is within `share` of the budget."""
+        fresh = self._window_at(now)
+        further = fresh.retries + fresh.previous_retries + fresh.failovers + fresh.previous_failovers
+        return further + 1 <= share * max(FURTHER_FLOOR, FURTHER_RATIO * fresh.all_requests())
 
-    def is_below(self, ratio: float) -> bool:
-        """Whether one further attempt more stays within `ratio` of the requests of both windows."""
-        further = self.further_attempts + self.previous_further_attempts
-        return further + 1 <= ratio * (self.requests + self.previous_requests)
+    def retried(self, now: float) -> RetryBudget:
+        fresh = self._window_at(now)
+        return replace(fresh, retries=fresh.retries + 1)
+
+    def failed_over(self, now: float) -> RetryBudget:
+        fresh = self._window_at(now)
+        return replace(fresh, failovers=fresh.failovers + 1)
+
+    def all_requests(self) -> int:
+        return self.requests + self.previous_requests
 
     def _window_at(self, now: float) -> RetryBudget:
         age_s = now - self.window_start
         if age_s < WINDOW_S:
             return self
         if age_s >= 2 * WINDOW_S:
-            return RetryBudget(window_start=now, running=self.running)
+            return RetryBudget(window_start=now)
         return RetryBudget(
             window_start=self.window_start + WINDOW_S,
             previous_requests=self.requests,
-            previous_further_attempts=self.further_attempts,
-            running=self.running,
+            previous_retries=self.retries,
+            previous_failovers=self.failovers,
         )

@@ -30,11 +30,10 @@ from types import MappingProxyType
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import TaskType
-from router_service.domain.health import UNOBSERVED, RouteHealth
+from router_service.domain.health import HEALTHY_ERROR_RATE, UNOBSERVED, RouteHealth
 from router_service.domain.usage import Funding
 
 UNKNOWN = 0.5
-HEALTHY_ERROR_RATE = 0.2
 SPREAD = 0.02
 SPREAD_WITHOUT_DATA = 0.05
 

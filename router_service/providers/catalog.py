@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from router_service.domain.catalog import CallerGonePolicy, Clocks, ModelFacts, ProviderSpec
+from router_service.domain.catalog import CallerGonePolicy, ClockName, Clocks, ModelFacts, ProviderSpec
 from router_service.providers.egress import check_base_url
 
 _TASKS: Final = ("chat", "code", "reasoning", "summarisation", "extraction")
@@ -168,6 +168,23 @@ def build_catalog(
     if sandbox_enabled:
         specs[_SANDBOX.name] = _SANDBOX
     return specs
+
+
+def with_clocks(
+    catalog: Mapping[str, ProviderSpec], clocks: Mapping[str, Mapping[ClockName, float]]
+) -> Mapping[str, ProviderSpec]:
+    """The catalogue with some clocks replaced, in seconds, by provider name and clock.
+
+    Raises `ValueError` naming a provider that does not exist.
+    """
+    if unknown := sorted(set(clocks) - set(catalog)):
+        raise ValueError(f"there is no provider {unknown[0]!r}; there are {', '.join(sorted(catalog))}")
+    return {name: replace(spec, clocks=_changed(spec.clocks, clocks.get(name, {}))) for name, spec in catalog.items()}
+
+
+def _changed(clocks: Clocks, changes: Mapping[ClockName, float]) -> Clocks:
+    by_name: dict[str, float] = {str(name): seconds for name, seconds in changes.items()}
+    return replace(clocks, **by_name)
 
 
 CATALOG: Final[Mapping[str, ProviderSpec]] = build_catalog(sandbox_enabled=True)

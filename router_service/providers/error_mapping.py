@@ -226,7 +226,7 @@ def error_from_stream(payload: object, *, after_content: bool) -> ProviderError:
     message = _message(cause, None, facts)
     if after_content:
         message = f"{sentence(kind)}: {message}"
-    return ProviderError(kind, message, status=200, retry_after_s=facts.retry_after_s)
+    return ProviderError(kind, message, status=200, retry_after_s=facts.retry_after_s, cause=cause)
 
 
 def _message(kind: FailureKind, status: int | None, facts: ErrorFacts) -> str:

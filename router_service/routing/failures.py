@@ -82,6 +82,7 @@ def provider_failed(
         "ALL_TARGETS_FAILED",
         f"{_attempts_listed(detail)}{_not_tried(plan)}",
         metadata=metadata,
+        retry_after_s=_asked_wait(errors, plan.blocks),
         detail=detail,
     )
 
@@ -158,6 +159,13 @@ def _soonest(errors: Sequence[ProviderError], blocks: Sequence[Block]) -> float:
     waits = [DEFAULT_RATE_LIMIT_REST_S if error.retry_after_s is None else error.retry_after_s for error in errors]
     waits += [block.retry_after_s for block in blocks]
     return min(MAX_RETRY_AFTER_S, max(0.0, min(waits)))
+
+
+def _asked_wait(errors: Sequence[ProviderError], blocks: Sequence[Block]) -> float | None:
+    """When the first of those who named a time, or whose time is known, may be asked again; None when nobody's is."""
+    waits = [error.retry_after_s for error in errors if error.retry_after_s is not None]
+    waits += [block.retry_after_s for block in blocks]
+    return min(MAX_RETRY_AFTER_S, max(0.0, min(waits))) if waits else None
 
 
 def _attempts_listed(detail: CompletionFailure) -> str:

@@ -105,7 +105,7 @@ class Planner:
         ]
         return Facts(
             candidate,
-            health=self._scoreboard.health(candidate),
+            health=self._scoreboard.health(candidate).at(now),
             price_usd_per_million=self._prices.usd_per_million(candidate.provider, candidate.model.name),
             quota_remaining_ratio=min(ratios, default=None),
             should_failover=headroom is not None and headroom.should_failover,

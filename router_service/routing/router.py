@@ -24,6 +24,7 @@ from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.planning import Plan, Planner
 from router_service.routing.ports import LimitLevels, Prices, Provider, Tenants, UsageJournal
+from router_service.routing.retry_budgets import RetryBudgets
 from router_service.routing.run import Run
 from router_service.routing.scoreboard import Scoreboard
 from router_service.routing.settings import RoutingSettings
@@ -106,6 +107,7 @@ class Router:
             journal=journal,
             prices=prices,
             scoreboard=scoreboard,
+            retry_budgets=RetryBudgets(max_tenants=self._settings.max_remembered_routes),
             admission=admission,
             metrics=metrics,
             settings=self._settings,
@@ -236,7 +238,7 @@ class Router:
     def _plan(self, tenant: Tenant, request: CompletionRequest, deadline_at: float) -> Plan:
         shared = self._shared
         now = shared.monotonic()
-        shared.retry_budget = shared.retry_budget.request_arrived(now)
+        shared.retry_budgets.request_arrived(request.tenant_id, now)
         plan = self._planner.plan(
             tenant, Needs.of(request), request.task_type, now=now, remaining_s=deadline_at - now, luck=shared.luck
         )

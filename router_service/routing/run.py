@@ -163,13 +163,11 @@ class Run:
         return outcome
 
     def _give_back(self, attempt: Attempt) -> None:
-        """Free the attempt's place at the provider and in the retry budget, once."""
+        """Free the attempt's place at the provider, once."""
         if attempt not in self._holding_places:
             return
         self._holding_places.remove(attempt)
         self._shared.admission.leave_provider(attempt.opened.provider)
-        if attempt.opened.attempt > 1:
-            self._shared.retry_budget = self._shared.retry_budget.further_attempt_ended()
 
     def _learn(self, attempt: Attempt, outcome: Outcome) -> None:
         board, now = self._shared.scoreboard, self._shared.monotonic()
@@ -180,17 +178,18 @@ class Run:
                 board.succeeded(
                     attempt.candidate,
                     now,
+                    began_at=attempt.started_at,
                     first_token_s=attempt.first_token_s(),
                     tokens_per_s=attempt.tokens_per_s(now),
                 )
             case Failed(error, is_evidence):
                 self._errors.append(error)
                 if is_evidence:
-                    board.failed(attempt.candidate, error, now)
+                    board.failed(attempt.candidate, error, now, began_at=attempt.started_at)
                 else:
-                    board.abandoned(attempt.candidate)
+                    board.abandoned(attempt.candidate, began_at=attempt.started_at)
             case Stopped() | Crashed():
-                board.abandoned(attempt.candidate)
+                board.abandoned(attempt.candidate, began_at=attempt.started_at)
 
     async def _following(self, attempt: Attempt, outcome: Outcome) -> _Following | None:
         """The attempt that takes over, opened, or None when this was the last one.
@@ -236,11 +235,9 @@ class Run:
             await shared.journal.opened(opened)
         except BaseException:
             shared.admission.leave_provider(candidate.provider)
-            shared.scoreboard.abandoned(candidate)
+            shared.scoreboard.abandoned(candidate, began_at=shared.monotonic())
             raise
         self._succession.attempts_made = number
-        if number > 1:
-            shared.retry_budget = shared.retry_budget.further_attempt_started(shared.monotonic())
         attempt = Attempt(opened, candidate, started_at=shared.monotonic())
         self._unsettled.append(attempt)
         self._holding_places.append(attempt)
@@ -373,7 +370,7 @@ class Run:
     async def _end_badly(self, error: Exception, reason: str) -> None:
         for attempt in tuple(self._holding_places):  # opened, but the journal failed before it could run
             self._give_back(attempt)
-            self._shared.scoreboard.abandoned(attempt.candidate)
+            self._shared.scoreboard.abandoned(attempt.candidate, began_at=attempt.started_at)
         for attempt in tuple(self._unsettled):
             try:
                 await self._settle(attempt, Crashed(), AttemptStatus.ERROR, absorbed=False)

@@ -22,6 +22,7 @@ _REST_WORDS = {
     FailureKind.RATE_LIMITED: "the provider's rate limit for this key was hit",
     FailureKind.NOT_ALLOWED: "the provider does not allow this key to use the model",
     FailureKind.MODEL_GONE: "the provider no longer serves the model: choose another one",
+    FailureKind.OVERLOADED: "the provider is overloaded and asked to be left alone",
 }
 
 
@@ -39,9 +40,9 @@ class Scoreboard:
     """Health by route, and rests by key and by key and model. Times are seconds of one steady clock."""
 
     def __init__(self, *, max_entries: int) -> None:
-        self._routes: _Recent[tuple[str, str, str], RouteHealth] = _Recent(max_entries)
-        self._rests: _Recent[tuple[str, ...], Rest] = _Recent(max_entries)
-        self._quotas: _Recent[tuple[str, str], tuple[float, float]] = _Recent(max_entries)
+        self._routes: Recent[tuple[str, str, str], RouteHealth] = Recent(max_entries)
+        self._rests: Recent[tuple[str, ...], Rest] = Recent(max_entries)
+        self._quotas: Recent[tuple[str, str], tuple[float, float]] = Recent(max_entries)
 
     def health(self, candidate: Candidate) -> RouteHealth:
         return self._routes.get(candidate.route_key) or UNOBSERVED
@@ -71,35 +72,50 @@ class Scoreboard:
                 self._rests.put(key, rest.tried_again(now))
 
     def succeeded(
-        self, candidate: Candidate, now: float, *, first_token_s: float | None, tokens_per_s: float | None
+        self,
+        candidate: Candidate,
+        now: float,
+        *,
+        began_at: float,
+        first_token_s: float | None,
+        tokens_per_s: float | None,
     ) -> None:
-        health = self.health(candidate).succeeded(now, first_token_s=first_token_s, tokens_per_s=tokens_per_s)
+        health = self.health(candidate).succeeded(
+            now, began_at=began_at, first_token_s=first_token_s, tokens_per_s=tokens_per_s
+        )
         self._routes.put(candidate.route_key, health)
-        self._rests.drop(_key_and_model(candidate))
-        rest = self._rests.get(candidate.credential_key)
-        if rest is not None and not rest.is_asked_for:
-            self._rests.drop(candidate.credential_key)
+        for key in (candidate.credential_key, _key_and_model(candidate)):
+            rest = self._rests.get(key)
+            if rest is None:
+                continue
+            remaining = rest.after_success(now)
+            if remaining is None:
+                self._rests.drop(key)
+            else:
+                self._rests.put(key, remaining)
 
-    def failed(self, candidate: Candidate, error: ProviderError, now: float) -> None:
-        """Hold a failure against whom it concerns."""
+    def failed(self, candidate: Candidate, error: ProviderError, now: float, *, began_at: float) -> None:
+        """Hold the failure of an attempt that began at `began_at` against whom it concerns."""
         if error.quota is not None:
             self.note_quota(candidate, error.quota, now)
-        whose = culprit(error.kind)
+        whose = culprit(error.cause)
         if whose is Culprit.ROUTE:
-            self._routes.put(candidate.route_key, self.health(candidate).failed(now))
-            return
-        self.abandoned(candidate)
-        if whose is Culprit.NOBODY:
-            return
+            self._routes.put(candidate.route_key, self.health(candidate).failed(now, began_at=began_at))
+            if error.retry_after_s is None:
+                return
+        else:
+            self.abandoned(candidate, began_at=began_at)
+            if whose is Culprit.NOBODY:
+                return
         key = candidate.credential_key if whose is Culprit.KEY else _key_and_model(candidate)
         rest, earlier = rest_after(error, now), self._rests.get(key)
         self._rests.put(key, rest if earlier is None else earlier.joined_by(rest))
 
-    def abandoned(self, candidate: Candidate) -> None:
+    def abandoned(self, candidate: Candidate, *, began_at: float) -> None:
         """An attempt ended without a verdict on the route."""
         health = self._routes.get(candidate.route_key)
         if health is not None:
-            self._routes.put(candidate.route_key, health.abandoned())
+            self._routes.put(candidate.route_key, health.abandoned(began_at=began_at))
 
     def note_quota(self, candidate: Candidate, quota: QuotaHeaders, now: float) -> None:
         """Remember what the provider's headers say is left of the key's own limits."""
@@ -122,7 +138,7 @@ class Scoreboard:
         return known[0] if known is not None and now < known[1] else None
 
 
-class _Recent(Generic[K, V]):
+class Recent(Generic[K, V]):
     """A mapping that forgets what was written longest ago once it is full."""
 
     def __init__(self, max_entries: int) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from router_service.domain.completion import CompletionRequest
-from router_service.domain.retry_budget import RetryBudget
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, UsageSource
 from router_service.routing.admission import Admission
 from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.ports import Prices, Provider, UsageJournal
+from router_service.routing.retry_budgets import RetryBudgets
 from router_service.routing.scoreboard import Scoreboard
 from router_service.routing.settings import RoutingSettings
 from service_runtime.errors import ServiceError
@@ -29,6 +29,7 @@ class Shared:
     journal: UsageJournal
     prices: Prices
     scoreboard: Scoreboard
+    retry_budgets: RetryBudgets
     admission: Admission
     metrics: RoutingMetrics
     settings: RoutingSettings
@@ -36,7 +37,6 @@ class Shared:
     new_event_id: Callable[[], UUID]
     luck: Callable[[], float]
     enquiries: LateEnquiries
-    retry_budget: RetryBudget = RetryBudget()  # noqa: RUF009 - an immutable value
     draining: int = 0
 
     def begin_draining(self) -> bool:

@@ -11,6 +11,7 @@ from router_service.domain.failover import Among, GiveUp, NextCandidate, Restart
 from router_service.domain.usage import Funding
 from router_service.routing.attempt import AttemptClocks
 from router_service.routing.planning import Plan
+from router_service.routing.retry_budgets import Further
 from router_service.routing.shared import Shared
 from router_service.routing.watchdog import Interrupted, Watchdog
 
@@ -42,12 +43,13 @@ class Succession:
 
     async def after(self, current: Candidate, error: ProviderError, *, content_was_sent: bool) -> Candidate | None:
         """Who goes on after `current` failed; may wait a little for `current` itself. None when nobody does."""
-        others_left = self._may_go_on() and any(self._is_free(candidate) for candidate in self._remaining)
+        others = [c for c in self._remaining if self._is_open_to(c, current)] if self._may_go_on() else []
         situation = Situation(
             content_was_sent=content_was_sent,
             on_midstream_failure=self._request.on_midstream_failure,
             funding=current.funding,
-            others_left=others_left,
+            others_left=bool(others),
+            elsewhere_left=any(_is_elsewhere(candidate, current) for candidate in others),
             retried_same=self._retried is current,
             luck=self._shared.luck(),
         )
@@ -57,11 +59,11 @@ class Succession:
             case RetrySame(after_s):
                 if await self._may_retry(current, after_s):
                     return current
-                return self._choose(Among.ANY, current=current) if others_left else None
+                return self._choose(Among.ANY, current=current) if others else None
             case NextCandidate(among):
                 return self._choose(among, current=current)
-            case Restart():
-                return self._choose(Among.ANY, current=current)
+            case Restart(among):
+                return self._choose(among, current=current)
 
     def clocks(self, candidate: Candidate, *, content_was_sent: bool) -> AttemptClocks:
         """The provider's own clocks, shortened where the caller's time is short.
@@ -88,34 +90,49 @@ class Succession:
     def _choose(self, among: Among, *, current: Candidate | None) -> Candidate | None:
         shared = self._shared
         for candidate in tuple(self._remaining):
-            if not _is_among(candidate, among, current) or not self._is_free(candidate):
+            if not _is_among(candidate, among, current) or not self._is_open_to(candidate, current):
                 continue
             if shared.admission.enter_provider(candidate.provider):
                 self._remaining.remove(candidate)
-                shared.scoreboard.started(candidate, shared.monotonic())
+                now = shared.monotonic()
+                if current is not None:
+                    shared.retry_budgets.spend(self._further(candidate, current, now), self._request.tenant_id, now)
+                shared.scoreboard.started(candidate, now)
                 return candidate
         return None
 
-    def _is_free(self, candidate: Candidate) -> bool:
-        now = self._shared.monotonic()
-        return self._shared.scoreboard.block(candidate, now, is_only_candidate=self._is_last_resort) is None
+    def _is_open_to(self, candidate: Candidate, current: Candidate | None) -> bool:
+        """Whether nothing keeps the candidate out, and the budget has room for it after `current`."""
+        shared, now = self._shared, self._shared.monotonic()
+        if shared.scoreboard.block(candidate, now, is_only_candidate=self._is_last_resort) is not None:
+            return False
+        if current is None:
+            return True
+        return shared.retry_budgets.allow(self._further(candidate, current, now), self._request.tenant_id, now)
+
+    def _further(self, candidate: Candidate, current: Candidate, now: float) -> Further:
+        board = self._shared.scoreboard
+        if not board.health(candidate).is_well(now):
+            return Further.RETRY
+        is_kept_out = board.block(current, now, is_only_candidate=False) is not None
+        return Further.STRAGGLER if is_kept_out else Further.FAILOVER
 
     def _may_go_on(self) -> bool:
         now, settings = self._shared.monotonic(), self._shared.settings
-        return (
-            self.attempts_made < settings.max_attempts
-            and self._deadline_at - now >= settings.min_start_s
-            and self._shared.retry_budget.allows_failover(now)
-        )
+        return self.attempts_made < settings.max_attempts and self._deadline_at - now >= settings.min_start_s
 
     async def _may_retry(self, candidate: Candidate, after_s: float) -> bool:
         """Wait for another attempt at the same candidate; False when there is no budget, time or place for it."""
         shared = self._shared
         now = shared.monotonic()
         has_time = self._deadline_at - now - after_s >= shared.settings.min_start_s
-        has_budget = self.attempts_made < shared.settings.max_attempts and shared.retry_budget.allows_same_route(now)
-        if not has_time or not has_budget:
+        has_attempts = self.attempts_made < shared.settings.max_attempts
+        if not has_time or not has_attempts:
             return False
+        if not shared.retry_budgets.allow(Further.RETRY, self._request.tenant_id, now):
+            return False
+        if shared.scoreboard.block(candidate, now + after_s, is_only_candidate=self._is_last_resort) is not None:
+            return False  # this very failure has closed the route
         self._retried = candidate
         if after_s > 0:
             try:
@@ -125,14 +142,22 @@ class Succession:
                 return False
         if not shared.admission.enter_provider(candidate.provider):
             return False
-        shared.scoreboard.started(candidate, shared.monotonic())
+        now = shared.monotonic()
+        shared.retry_budgets.spend(Further.RETRY, self._request.tenant_id, now)
+        shared.scoreboard.started(candidate, now)
         return True
+
+
+def _is_elsewhere(candidate: Candidate, current: Candidate) -> bool:
+    return candidate.route_key[:2] != current.route_key[:2]
 
 
 def _is_among(candidate: Candidate, among: Among, current: Candidate | None) -> bool:
     match among:
         case Among.ANY:
             return True
+        case Among.ELSEWHERE:
+            return current is None or _is_elsewhere(candidate, current)
         case Among.OWN_MONEY:
             return candidate.funding is not Funding.SYSTEM_KEY
         case Among.LARGER_WINDOW:

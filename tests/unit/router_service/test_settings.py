@@ -41,6 +41,19 @@ def test_weights_are_read_as_json_and_unknown_terms_are_refused(environment: pyt
         RouterSettings()
 
 
+@pytest.mark.parametrize("wrong", ['{"groq": {"patience": 3}}', '{"groq": {"connect_s": 0}}', '{"groq": 3}'])
+def test_clocks_of_providers_are_read_as_json_and_nonsense_is_refused(
+    environment: pytest.MonkeyPatch, wrong: str
+) -> None:
+    environment.setenv("ROUTER_PROVIDER_CLOCKS", '{"groq": {"connect_s": 1, "first_content_s": 10}}')
+    read = RouterSettings()
+    environment.setenv("ROUTER_PROVIDER_CLOCKS", wrong)
+
+    assert read.provider_clocks == {"groq": {"connect_s": 1, "first_content_s": 10}}
+    with pytest.raises(ValidationError, match="provider_clocks"):
+        RouterSettings()
+
+
 def test_keys_never_show_in_the_settings(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("GROQ_API_KEY", "gsk_canary_0123456789")
 

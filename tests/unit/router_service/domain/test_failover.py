@@ -18,11 +18,14 @@ OPEN = Situation(
     on_midstream_failure=MidstreamFailurePolicy.FAIL,
     funding=Funding.TENANT_KEY,
     others_left=True,
+    elsewhere_left=True,
     retried_same=False,
     luck=0.5,
 )
-ALONE = replace(OPEN, others_left=False)
+SAME_ADDRESS = replace(OPEN, elsewhere_left=False)
+ALONE = replace(SAME_ADDRESS, others_left=False)
 NEXT = NextCandidate()
+ELSEWHERE = NextCandidate(Among.ELSEWHERE)
 
 # kind: with others left, as the only candidate, as the only candidate once more
 TABLE: dict[FailureKind, tuple[Decision, Decision, Decision]] = {
@@ -39,9 +42,9 @@ TABLE: dict[FailureKind, tuple[Decision, Decision, Decision]] = {
     FailureKind.OVERLOADED: (NEXT, RetrySame(0.05), GiveUp()),
     FailureKind.UPSTREAM_BROKEN: (NEXT, RetrySame(0.05), GiveUp()),
     FailureKind.PROTOCOL_VIOLATION: (NEXT, RetrySame(0.05), GiveUp()),
-    FailureKind.CONNECT_FAILED: (NEXT, RetrySame(0.05), GiveUp()),
+    FailureKind.CONNECT_FAILED: (ELSEWHERE, RetrySame(0.05), GiveUp()),
     FailureKind.TRANSPORT_FAILED: (NEXT, GiveUp(), GiveUp()),
-    FailureKind.TIMED_OUT: (NEXT, GiveUp(), GiveUp()),
+    FailureKind.TIMED_OUT: (ELSEWHERE, GiveUp(), GiveUp()),
     FailureKind.STREAM_BROKEN: (NEXT, GiveUp(), GiveUp()),
     FailureKind.POLICY_REFUSED: (NEXT, GiveUp(), GiveUp()),
 }
@@ -80,12 +83,27 @@ def test_a_misbehaving_model_is_asked_once_more_and_then_left() -> None:
     assert after(ProviderError(FailureKind.MODEL_MISBEHAVED, "bad call"), again) == NEXT
 
 
+def test_a_silent_provider_is_left_for_good_even_if_it_has_another_model() -> None:
+    assert after(ProviderError(FailureKind.TIMED_OUT, "silent"), SAME_ADDRESS) == GiveUp()
+
+
+def test_a_closed_door_is_knocked_at_once_more_rather_than_tried_for_another_model() -> None:
+    assert after(ProviderError(FailureKind.CONNECT_FAILED, "closed"), SAME_ADDRESS) == RetrySame(0.05)
+
+
+def test_a_restart_after_silence_goes_elsewhere_too() -> None:
+    wants_restart = replace(OPEN, content_was_sent=True, on_midstream_failure=MidstreamFailurePolicy.RESTART)
+
+    assert after(ProviderError(FailureKind.TIMED_OUT, "silent"), wants_restart) == Restart(Among.ELSEWHERE)
+
+
 situations = st.builds(
     Situation,
     content_was_sent=st.booleans(),
     on_midstream_failure=st.sampled_from(MidstreamFailurePolicy),
     funding=st.sampled_from([None, *Funding]),
     others_left=st.booleans(),
+    elsewhere_left=st.booleans(),
     retried_same=st.booleans(),
     luck=st.floats(0, 1),
 )
@@ -95,6 +113,9 @@ errors = st.builds(
     st.just("gone"),
     retry_after_s=st.none() | st.floats(-10, 1e9),
 )
+
+
+situations = situations.map(lambda s: replace(s, elsewhere_left=s.elsewhere_left and s.others_left))
 
 
 @given(errors, situations)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.health import (
     KEY_REST_S,
     MAX_OPEN_S,
+    MAX_RETRY_AFTER_S,
     PROBE_INTERVAL_S,
     PROBE_LEASE_S,
     UNOBSERVED,
@@ -23,11 +24,21 @@ from router_service.domain.health import (
     rest_after,
 )
 
+ROUNDING_S = 1e-6  # sums of floats are not exact
+
+
+def failed(breaker: Breaker, at: float, *, began_at: float | None = None) -> Breaker:
+    return breaker.failed(at, began_at=at if began_at is None else began_at)
+
+
+def succeeded(breaker: Breaker, at: float, *, began_at: float | None = None) -> Breaker:
+    return breaker.succeeded(at, began_at=at if began_at is None else began_at)
+
 
 def opened(now: float = 0.0) -> Breaker:
     breaker = Breaker()
     for _ in range(5):
-        breaker = breaker.failed(now)
+        breaker = failed(breaker, now)
     return breaker
 
 
@@ -43,9 +54,9 @@ def test_five_failures_in_a_row_open_a_breaker() -> None:
 def test_a_success_between_failures_keeps_it_closed() -> None:
     breaker = Breaker()
     for _ in range(4):
-        breaker = breaker.failed(0.0)
+        breaker = failed(breaker, 0.0)
 
-    breaker = breaker.succeeded(0.0).failed(0.0)
+    breaker = failed(succeeded(breaker, 0.0), 0.0)
 
     assert breaker.state(0.0) is BreakerState.CLOSED
 
@@ -53,15 +64,15 @@ def test_a_success_between_failures_keeps_it_closed() -> None:
 def test_half_of_twenty_within_the_window_opens_it() -> None:
     breaker = Breaker()
     for _ in range(10):
-        breaker = breaker.failed(1.0).succeeded(1.0)
+        breaker = succeeded(failed(breaker, 1.0), 1.0)
 
-    assert breaker.failed(1.0).state(1.0) is BreakerState.OPEN
+    assert failed(breaker, 1.0).state(1.0) is BreakerState.OPEN
 
 
 def test_failures_spread_over_windows_do_not_add_up() -> None:
     breaker = Breaker()
     for second in range(0, 1000, 11):
-        breaker = breaker.failed(float(second)).succeeded(float(second))
+        breaker = succeeded(failed(breaker, float(second)), float(second))
 
     assert breaker.state(1000.0) is BreakerState.CLOSED
 
@@ -75,80 +86,130 @@ def test_one_probe_at_a_time() -> None:
 
 
 def test_a_failed_probe_doubles_the_wait_and_a_good_one_ends_it() -> None:
-    twice = opened().started(5.0).failed(5.0)
+    twice = failed(opened().started(5.0), 5.0)
 
     assert not twice.admits(14.9, is_only_candidate=False)
     assert twice.admits(15.0, is_only_candidate=False)
-    assert twice.started(15.0).succeeded(15.0) == Breaker()
+    assert succeeded(twice.started(15.0), 15.0) == Breaker()
 
 
 def test_an_only_candidate_is_probed_every_interval_however_long_the_wait() -> None:
     breaker = opened()
     for at in (5.0, 15.0, 35.0):
-        breaker = breaker.started(at).failed(at)
+        breaker = failed(breaker.started(at), at)
 
     assert not breaker.admits(40.0, is_only_candidate=False)
     assert breaker.admits(40.0, is_only_candidate=True)
 
 
 def test_an_abandoned_probe_lets_the_next_one_go() -> None:
-    assert opened().started(5.0).abandoned().admits(5.1, is_only_candidate=False)
+    assert opened().started(5.0).abandoned(began_at=5.0).admits(5.1, is_only_candidate=False)
 
 
 def test_a_lost_probe_is_given_up() -> None:
     assert opened().started(5.0).admits(5.0 + PROBE_LEASE_S, is_only_candidate=False)
 
 
-def test_late_failures_of_before_do_not_lengthen_the_wait() -> None:
-    assert opened().failed(4.0) == opened()
+def test_a_long_probe_keeps_an_only_candidate_out_for_one_interval_only() -> None:
+    probing = opened().started(5.0)
+
+    assert not probing.admits(9.9, is_only_candidate=True)
+    assert probing.admits(10.0, is_only_candidate=True)
+    assert not probing.admits(10.0, is_only_candidate=False)
+
+
+def test_attempts_of_before_the_opening_change_nothing() -> None:
+    probing = opened(1.0).started(6.0)
+
+    assert failed(opened(1.0), 4.0, began_at=0.0) == opened(1.0)
+    assert failed(probing, 7.0, began_at=0.0) == probing
+    assert succeeded(probing, 7.0, began_at=0.0) == probing
+    assert probing.abandoned(began_at=0.0) == probing
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order, at most one probe runs and the wait stays within its bounds."""
+    """Attempts begin and end in any order, some of them where there is no other candidate."""
+
+    attempts: Bundle[float] = Bundle("attempts")
 
     @initialize()
     def start(self) -> None:
-        self.now = 0.0
+        self.now = 1.0
         self.breaker = Breaker()
-        self.running = 0
 
-    @rule(seconds=st.floats(0, 30))
+    @rule(seconds=st.floats(0.001, 30))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
     @precondition(lambda self: self.breaker.admits(self.now, is_only_candidate=False))
-    @rule()
-    def begin(self) -> None:
-        was_open = self.breaker.open_since is not None
+    @rule(target=attempts)
+    def begin(self) -> float:
         self.breaker = self.breaker.started(self.now)
-        self.running += 1
-        if was_open:
+        if self.breaker.open_since is not None:
             assert not self.breaker.admits(self.now, is_only_candidate=False)
             assert not self.breaker.admits(self.now, is_only_candidate=True)
+        return self._moment()
 
-    @precondition(lambda self: self.running > 0)
-    @rule(outcome=st.sampled_from(["succeeded", "failed", "abandoned"]))
-    def end(self, outcome: str) -> None:
-        self.running -= 1
-        if outcome == "succeeded":
-            self.breaker = self.breaker.succeeded(self.now)
-            assert self.breaker.open_since is None
-        elif outcome == "failed":
-            self.breaker = self.breaker.failed(self.now)
-        else:
-            self.breaker = self.breaker.abandoned()
+    @precondition(lambda self: self.breaker.admits(self.now, is_only_candidate=True))
+    @rule(target=attempts)
+    def begin_as_the_only_candidate(self) -> float:
+        probe_since = self.breaker.probe_since
+        if probe_since is not None and self.now < probe_since + PROBE_LEASE_S:
+            assert self.now >= probe_since + PROBE_INTERVAL_S - ROUNDING_S
+        self.breaker = self.breaker.started(self.now)
+        return self._moment()
+
+    @rule(began_at=consumes(attempts))
+    def succeed(self, began_at: float) -> None:
+        opened_at = self.breaker.open_since
+        self.breaker = self.breaker.succeeded(self.now, began_at=began_at)
+        assert (self.breaker.open_since is None) == (opened_at is None or began_at >= opened_at)
+
+    @rule(began_at=consumes(attempts))
+    def fail(self, began_at: float) -> None:
+        before = self.breaker
+        self.breaker = self.breaker.failed(self.now, began_at=began_at)
+        if before.open_since is not None:
+            assert self.breaker.open_for_s >= before.open_for_s
+            is_stale = began_at < before.open_since
+            assert not is_stale or self.breaker == before
+
+    @rule(began_at=consumes(attempts))
+    def abandon(self, began_at: float) -> None:
+        before = self.breaker
+        self.breaker = self.breaker.abandoned(began_at=began_at)
+        assert self.breaker.open_since == before.open_since
 
     @invariant()
     def nobody_is_kept_out_for_ever(self) -> None:
-        later = self.now + max(MAX_OPEN_S, PROBE_LEASE_S)
-        assert self.breaker.admits(later, is_only_candidate=False)
-        if self.breaker.probe_since is None:
-            assert self.breaker.admits(self.now + PROBE_INTERVAL_S, is_only_candidate=True)
+        assert self.breaker.admits(self.now + max(MAX_OPEN_S, PROBE_LEASE_S) + ROUNDING_S, is_only_candidate=False)
 
     @invariant()
-    def the_wait_is_bounded(self) -> None:
+    def an_only_candidate_is_kept_out_for_one_interval_at_most(self) -> None:
+        assert self.breaker.admits(self.now + PROBE_INTERVAL_S + ROUNDING_S, is_only_candidate=True)
+        assert self.breaker.admits(self.now, is_only_candidate=True) or not self.breaker.admits(
+            self.now, is_only_candidate=False
+        )
+
+    @invariant()
+    def the_wait_is_bounded_and_told_truly(self) -> None:
         assert 0 <= self.breaker.open_for_s <= MAX_OPEN_S
-        assert 0 <= self.breaker.retry_after_s(self.now) <= PROBE_INTERVAL_S
+        wait_s = self.breaker.retry_after_s(self.now)
+        assert 0 <= wait_s <= PROBE_INTERVAL_S + ROUNDING_S
+        assert self.breaker.admits(self.now + wait_s + ROUNDING_S, is_only_candidate=True)
+
+    @invariant()
+    def the_state_says_whether_anybody_is_let_through(self) -> None:
+        state = self.breaker.state(self.now)
+        if state is BreakerState.OPEN:
+            assert not self.breaker.admits(self.now, is_only_candidate=False)
+        if state is BreakerState.CLOSED:
+            assert self.breaker.admits(self.now, is_only_candidate=False)
+
+    def _moment(self) -> float:
+        """Now; and time goes on, as it does between two events."""
+        self.now += 1e-6
+        return self.now - 1e-6
 
 
 TestBreakerMachine = BreakerMachine.TestCase
@@ -170,8 +231,7 @@ def test_a_key_is_at_fault_for_the_keys_failures_only() -> None:
 def test_what_a_provider_asks_for_is_capped(retry_after_s: float) -> None:
     rest = rest_after(ProviderError(FailureKind.RATE_LIMITED, "wait", retry_after_s=retry_after_s), 100.0)
 
-    assert 100.0 <= rest.until <= 160.0
-    assert rest.is_asked_for
+    assert 100.0 <= rest.until == rest.asked_until <= 160.0
 
 
 def test_what_the_provider_asked_for_is_kept_by_an_only_candidate_too() -> None:
@@ -194,8 +254,18 @@ def test_a_short_rest_never_cuts_a_long_one() -> None:
     long = Rest(FailureKind.NO_CREDIT, 0.0, 60.0)
     short = Rest(FailureKind.RATE_LIMITED, 1.0, 6.0)
 
-    assert long.joined_by(short) is long
-    assert short.joined_by(long) is long
+    assert long.joined_by(short) == long
+    assert short.joined_by(long) == long
+
+
+def test_a_longer_rest_for_another_reason_does_not_void_what_the_provider_asked_for() -> None:
+    asked = rest_after(ProviderError(FailureKind.RATE_LIMITED, "wait", retry_after_s=6), 0.0)
+
+    both = asked.joined_by(rest_after(ProviderError(FailureKind.KEY_REJECTED, "no"), 0.0))
+
+    assert not both.admits(PROBE_INTERVAL_S, is_only_candidate=True)
+    assert both.admits(6.0, is_only_candidate=True)
+    assert both.after_success(1.0) == Rest(FailureKind.KEY_REJECTED, 0.0, 6.0, asked_until=6.0)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))
@@ -209,8 +279,82 @@ def test_an_average_stays_within_what_was_observed(observed: list[float]) -> Non
 
 
 def test_health_keeps_what_an_attempt_could_not_measure() -> None:
-    measured = UNOBSERVED.succeeded(0.0, first_token_s=0.4, tokens_per_s=50.0)
+    measured = UNOBSERVED.succeeded(0.0, began_at=0.0, first_token_s=0.4, tokens_per_s=50.0)
 
-    unmeasured = measured.succeeded(1.0, first_token_s=None, tokens_per_s=None)
+    unmeasured = measured.succeeded(1.0, began_at=1.0, first_token_s=None, tokens_per_s=None)
 
     assert (unmeasured.first_token_s, unmeasured.tokens_per_s, unmeasured.attempts) == (0.4, 50.0, 2)
+
+
+def test_errors_are_forgotten_with_time_so_that_a_route_passed_over_comes_back() -> None:
+    health = UNOBSERVED
+    for _ in range(3):
+        health = health.failed(0.0, began_at=0.0)
+
+    assert not health.is_well(1.0)
+    assert health.at(30.0).error_rate == pytest.approx(health.error_rate / 2)
+    assert health.is_well(60.0)
+
+
+def test_a_route_with_an_open_breaker_is_not_well_however_long_ago_it_opened() -> None:
+    health = UNOBSERVED
+    for _ in range(5):
+        health = health.failed(0.0, began_at=0.0)
+
+    assert not health.is_well(1e6)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.OVERLOADED, FailureKind.UPSTREAM_BROKEN])
+def test_an_ailing_provider_that_names_a_time_is_left_alone_by_who_was_told(kind: FailureKind) -> None:
+    rest = rest_after(ProviderError(kind, "busy", retry_after_s=30), 0.0)
+
+    assert not rest.admits(29.9, is_only_candidate=True)
+    assert rest.admits(30.0, is_only_candidate=False)
+
+
+class RestMachine(RuleBasedStateMachine):
+    """A key whose failures come in any order: what a provider asked for is kept, and nothing rests for ever."""
+
+    @initialize()
+    def start(self) -> None:
+        self.now = 0.0
+        self.rest = Rest(FailureKind.RATE_LIMITED, 0.0, 0.0)
+        self.promised_until = 0.0
+
+    @rule(seconds=st.floats(0.001, 30))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(kind=st.sampled_from(FailureKind), retry_after_s=st.none() | st.floats(-5, 1e9))
+    def fail(self, kind: FailureKind, retry_after_s: float | None) -> None:
+        newer = rest_after(ProviderError(kind, "no", retry_after_s=retry_after_s), self.now)
+        self.rest = self.rest.joined_by(newer)
+        self.promised_until = max(self.promised_until, newer.asked_until)
+
+    @rule()
+    def succeed(self) -> None:
+        remaining = self.rest.after_success(self.now)
+        assert (remaining is None) == (self.now >= self.promised_until)
+        if remaining is not None:
+            self.rest = remaining
+
+    @precondition(lambda self: self.rest.admits(self.now, is_only_candidate=True))
+    @rule()
+    def try_as_the_only_candidate(self) -> None:
+        assert self.now >= self.promised_until, "what the provider asked for was not kept"
+        self.rest = self.rest.tried_again(self.now)
+
+    @invariant()
+    def whoever_may_go_with_others_may_go_alone(self) -> None:
+        if self.rest.admits(self.now, is_only_candidate=False):
+            assert self.rest.admits(self.now, is_only_candidate=True)
+            assert self.now >= self.promised_until
+
+    @invariant()
+    def nothing_rests_for_ever(self) -> None:
+        assert self.rest.admits(self.now + MAX_RETRY_AFTER_S + ROUNDING_S, is_only_candidate=False)
+        assert self.rest.retry_after_s(self.now) <= MAX_RETRY_AFTER_S + ROUNDING_S
+
+
+TestRestMachine = RestMachine.TestCase
+TestRestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -2,64 +2,112 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from router_service.domain.retry_budget import FAILOVER_FLOOR, SAME_ROUTE_FLOOR, RetryBudget
+from router_service.domain.retry_budget import (
+    FURTHER_FLOOR,
+    FURTHER_RATIO,
+    RETRY_FLOOR,
+    RETRY_RATIO,
+    WINDOW_S,
+    RetryBudget,
+)
 
 
-def busy(requests: int, further: int, *, now: float = 0.0) -> RetryBudget:
+def busy(requests: int, *, retries: int = 0, failovers: int = 0, now: float = 0.0) -> RetryBudget:
     budget = RetryBudget()
     for _ in range(requests):
         budget = budget.request_arrived(now)
-    for _ in range(further):
-        budget = budget.further_attempt_started(now)
+    for _ in range(retries):
+        budget = budget.retried(now)
+    for _ in range(failovers):
+        budget = budget.failed_over(now)
     return budget
 
 
-def test_a_quiet_router_always_retries_and_fails_over() -> None:
-    budget = busy(1, SAME_ROUTE_FLOOR - 1)
-
-    assert budget.allows_same_route(0.0)
-    assert budget.allows_failover(0.0)
+def test_a_quiet_router_may_retry_thrice() -> None:
+    assert busy(1, retries=2).allows_retry(0.0)
+    assert not busy(1, retries=3).allows_retry(0.0)
 
 
-def test_beyond_the_floor_a_tenth_may_be_retried_on_the_same_route() -> None:
-    assert busy(1000, 99).allows_same_route(0.0)
-    assert not busy(1000, 100).allows_same_route(0.0)
+def test_beyond_the_floor_a_tenth_may_be_retried() -> None:
+    assert busy(1000, retries=99).allows_retry(0.0)
+    assert not busy(1000, retries=100).allows_retry(0.0)
 
 
-def test_beyond_the_floor_a_fifth_may_go_anywhere() -> None:
-    assert busy(1000, 199).allows_failover(0.0)
-    assert not busy(1000, 200).allows_failover(0.0)
+def test_beyond_the_floor_a_fifth_may_go_elsewhere_retries_included() -> None:
+    assert busy(1000, retries=100, failovers=99).allows_failover(0.0)
+    assert not busy(1000, retries=100, failovers=100).allows_failover(0.0)
 
 
-def test_what_has_ended_gives_its_place_back_but_still_counts_in_the_window() -> None:
-    budget = busy(1000, 200)
-    for _ in range(200 - FAILOVER_FLOOR + 1):
-        budget = budget.further_attempt_ended()
-
-    assert budget.allows_failover(0.0)
-    assert not budget.allows_same_route(0.0)
+def test_failovers_to_what_is_well_take_nothing_from_the_retries() -> None:
+    assert busy(1000, failovers=200).allows_retry(0.0)
 
 
-def test_old_windows_are_forgotten() -> None:
-    budget = busy(1000, 500)
-
-    assert not budget.allows_failover(10.0)
-    assert budget.request_arrived(25.0).requests == 1
-    assert budget.request_arrived(25.0).previous_further_attempts == 0
-    assert budget.request_arrived(25.0).running == 500
+@pytest.mark.parametrize(("later_s", "is_forgotten"), [(9.9, False), (19.9, False), (20.0, True), (1e9, True)])
+def test_a_window_counts_until_the_end_of_the_next_one(later_s: float, is_forgotten: bool) -> None:
+    assert busy(1000, failovers=500).allows_failover(later_s) is is_forgotten
 
 
-@given(st.lists(st.floats(0, 1), min_size=400, max_size=800), st.integers(0, 1))
-def test_load_is_never_multiplied_by_more_than_a_fifth_beyond_the_floor(gaps: list[float], always_fails: int) -> None:
-    budget, now, further = RetryBudget(), 0.0, 0
-    for gap in gaps:
-        now += gap / 1000
-        budget = budget.request_arrived(now)
-        if always_fails and budget.allows_failover(now):
-            budget = budget.further_attempt_started(now)
-            further += 1
+class BudgetMachine(RuleBasedStateMachine):
+    """Whatever is asked for in whatever order and at whatever time, no two windows hold more than is allowed."""
 
-    assert further <= 0.2 * len(gaps) + FAILOVER_FLOOR
+    @initialize()
+    def start(self) -> None:
+        self.now = 0.0
+        self.budget = RetryBudget()
+        self.events: list[tuple[float, str]] = []
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.1, 1.0, 5.0, 9.999, 10.0, 20.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(count=st.integers(1, 60))
+    def requests_arrive(self, count: int) -> None:
+        for _ in range(count):
+            self.budget = self.budget.request_arrived(self.now)
+            self.events.append((self.now, "request"))
+
+    @rule(count=st.integers(1, 60))
+    def all_want_to_retry(self, count: int) -> None:
+        for _ in range(count):
+            if self.budget.allows_retry(self.now):
+                self.budget = self.budget.retried(self.now)
+                self.events.append((self.now, "retry"))
+
+    @rule(count=st.integers(1, 60))
+    def all_want_to_fail_over(self, count: int) -> None:
+        for _ in range(count):
+            if self.budget.allows_failover(self.now):
+                self.budget = self.budget.failed_over(self.now)
+                self.events.append((self.now, "failover"))
+
+    @invariant()
+    def within_any_ten_seconds_further_attempts_are_bounded(self) -> None:
+        # Requests may have come up to one window earlier than the attempts that they paid for.
+        recent = [what for at, what in self.events if at > self.now - WINDOW_S]
+        requests = sum(what == "request" for at, what in self.events if at > self.now - 3 * WINDOW_S)
+        retries, failovers = recent.count("retry"), recent.count("failover")
+        assert retries <= max(RETRY_FLOOR, RETRY_RATIO * requests)
+        assert failovers <= max(FURTHER_FLOOR, FURTHER_RATIO * requests)
+
+    @invariant()
+    def a_router_that_rested_has_its_floors_back(self) -> None:
+        later = self.now + 2 * WINDOW_S + 0.001  # sums of floats are not exact
+        assert self.budget.allows_retry(later)
+        assert self.budget.allows_failover(later)
+
+    @invariant()
+    def nobody_is_refused_below_the_floors(self) -> None:
+        recent = [what for at, what in self.events if at > self.now - 3 * WINDOW_S]
+        if recent.count("retry") < RETRY_FLOOR:
+            assert self.budget.allows_retry(self.now)
+        if recent.count("retry") + recent.count("failover") < FURTHER_FLOOR:
+            assert self.budget.allows_failover(self.now)
+
+
+TestBudgetMachine = BudgetMachine.TestCase
+TestBudgetMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

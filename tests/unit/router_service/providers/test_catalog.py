@@ -5,8 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from router_service.domain.catalog import CallerGonePolicy, ProviderNames
-from router_service.providers.catalog import CATALOG, build_catalog
+from router_service.domain.catalog import CallerGonePolicy, Clocks, ProviderNames
+from router_service.providers.catalog import CATALOG, build_catalog, with_clocks
 
 TODAY = date(2026, 11, 23)
 SEEDED = [
@@ -119,3 +119,17 @@ def test_judgements_of_quality_stay_between_nothing_and_all() -> None:
 
     assert values
     assert all(0 <= value <= 1 for value in values)
+
+
+def test_clocks_are_replaced_one_by_one() -> None:
+    catalog = with_clocks(CATALOG, {"groq": {"first_content_s": 7.0}})
+
+    assert catalog["groq"].clocks == Clocks(first_content_s=7.0)
+    assert {name: spec for name, spec in catalog.items() if name != "groq"} == {
+        name: spec for name, spec in CATALOG.items() if name != "groq"
+    }
+
+
+def test_clocks_of_nobody_are_refused() -> None:
+    with pytest.raises(ValueError, match="'grok'"):
+        with_clocks(CATALOG, {"grok": {"first_content_s": 7.0}})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from decimal import Decimal
+from uuid import uuid4
 
 import pytest
 
-from router_service.domain.catalog import CallerGonePolicy, Clocks
+from router_service.domain.catalog import CallerGonePolicy, Clocks, ModelFacts
 from router_service.domain.completion import (
     CompletionFailure,
     CompletionRequest,
@@ -26,6 +28,7 @@ from router_service.domain.completion import (
     ToolCallDelta,
 )
 from router_service.domain.errors import FailureKind
+from router_service.domain.retry_budget import FURTHER_FLOOR
 from router_service.domain.selection import Needs
 from router_service.domain.tenant import InferenceConfig
 from router_service.domain.usage import AttemptStatus, Funding, UsageSource
@@ -33,9 +36,11 @@ from router_service.routing.router import Router
 from router_service.routing.settings import RoutingSettings
 from service_runtime.errors import Category, QuotaExceeded, ServiceError
 from tests.support.router_fakes import (
+    TENANT_ID,
     USAGE,
     FakeProvider,
     Silence,
+    Step,
     Until,
     World,
     answer,
@@ -300,6 +305,77 @@ async def test_an_empty_answer_is_asked_for_once_more_and_its_tokens_are_kept() 
     assert (world.journal.rows[0].usage, world.journal.rows[0].error_class) == (USAGE, "model_misbehaved")
 
 
+async def test_a_silent_provider_is_left_for_all_its_models() -> None:
+    models = {name: ModelFacts(name) for name in ("groq-model", "groq-large")}
+    silent, other = FakeProvider([failure(FailureKind.TIMED_OUT)]), FakeProvider()
+    config = InferenceConfig(preferred_provider="groq", preferred_models={"groq": "groq-large"})
+    world = World({"groq": silent, "llm7": other}, specs=[spec("groq", models=models)], config=config)
+
+    await events_of(world.router)
+
+    assert (len(silent.calls), len(other.calls)) == (1, 1)
+
+
+async def test_a_route_that_a_failure_has_closed_is_not_asked_again_by_the_same_request() -> None:
+    broken = FakeProvider([failure(FailureKind.UPSTREAM_BROKEN)])
+    world = World({"groq": broken})
+    for _ in range(2):  # two attempts each
+        await failure_of(world.router)
+
+    await failure_of(world.router)
+
+    assert len(broken.calls) == 5
+
+
+async def test_when_everybody_failed_the_caller_learns_when_to_come_back() -> None:
+    world = World(
+        {
+            "groq": FakeProvider([failure(FailureKind.OVERLOADED, retry_after_s=30)]),
+            "llm7": FakeProvider([failure(FailureKind.OVERLOADED, retry_after_s=20)]),
+        }
+    )
+
+    first, again = await failure_of(world.router), await failure_of(world.router)
+
+    assert (first.reason, first.retry_after_s) == ("ALL_TARGETS_FAILED", 20)
+    assert again.reason == "ALL_TARGETS_FAILED"
+    assert again.retry_after_s == pytest.approx(20, abs=1)
+    assert [len(provider.calls) for provider in world.providers.values()] == [1, 1]
+
+
+async def test_while_all_routes_fail_retries_stay_a_tenth_of_the_requests() -> None:
+    """S6: refusals by open breakers included, nobody is asked more often than callers ask."""
+    flaky: list[list[Step]] = [[failure(FailureKind.UPSTREAM_BROKEN)], answer()] * 400
+    world = World({"groq": FakeProvider(*flaky), "llm7": FakeProvider(*flaky[1:])})
+
+    for _ in range(300):
+        with suppress(ServiceError):
+            await events_of(world.router)
+
+    attempts = sum(len(provider.calls) for provider in world.providers.values())
+    assert attempts <= 1.1 * 300 + FURTHER_FLOOR
+
+
+async def test_a_tenant_whose_requests_all_fail_over_leaves_the_others_their_share() -> None:
+    world = World(
+        {"groq": FakeProvider([failure(FailureKind.REQUEST_TOO_LARGE)]), "llm7": FakeProvider()},
+        config=InferenceConfig(preferred_provider="groq"),
+    )
+    other = uuid4()
+    world.tenants.tenants[other] = replace(world.tenants.tenants[TENANT_ID], id=other)
+    refused = 0
+    for _ in range(200):
+        try:
+            await events_of(world.router)
+        except ServiceError:
+            refused += 1
+
+    events = await events_of(world.router, request(tenant_id=other))
+
+    assert refused > 100
+    assert isinstance(events[-1], CompletionResult)
+
+
 async def test_without_failover_one_candidate_is_all() -> None:
     other = FakeProvider()
     world = World(
@@ -389,6 +465,20 @@ async def test_a_stream_that_breaks_after_content_is_an_error_with_what_it_consu
     assert isinstance(detail, CompletionFailure)
     assert detail.partial_usage is not None
     assert (detail.partial_usage.output_tokens, detail.usage_source) == (10, UsageSource.ESTIMATED)
+
+
+async def test_what_a_provider_reported_before_it_failed_is_booked_instead_of_an_estimate() -> None:
+    reported = failure(FailureKind.STREAM_BROKEN)
+    reported.usage, reported.reported_cost_usd, reported.model = USAGE, Decimal("0.25"), "the-real-one"
+    world = World({"groq": FakeProvider([text("x" * 30), reported])})
+
+    error = await failure_of(world.router)
+
+    row = world.journal.rows[0]
+    assert (row.usage, row.usage_source) == (USAGE, UsageSource.PROVIDER)
+    assert (row.reported_cost_usd, row.model) == (Decimal("0.25"), "the-real-one")
+    assert isinstance(error.detail, CompletionFailure)
+    assert (error.detail.partial_usage, error.detail.usage_source) == (USAGE, UsageSource.PROVIDER)
 
 
 async def test_a_stream_that_ends_without_finish_reason_is_no_success() -> None:
