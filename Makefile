@@ -9,7 +9,7 @@ SOURCES := protos/generate.py service_runtime router_service usage_service clien
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 # uv is bootstrapped by pip, pinned by hash like everything else; it then installs in seconds what takes pip half a minute.
 $(BIN)/uv: requirements/bootstrap.txt
@@ -32,7 +32,7 @@ run: $(VENV)/.runtime ## start Postgres, usage_service and router_service; serve
 	@exec $(BIN)/python -m service_runtime.launcher usage_service router_service
 
 .PHONY: test
-test: check unit integration e2e ## everything that CI runs
+test: check unit integration e2e chaos-short ## everything that CI runs
 
 .PHONY: test-all
 test-all: ## run the suite on each supported Python that is installed
@@ -87,6 +87,22 @@ e2e: $(VENV)/.dev ## real processes, then the coverage of all runs together
 	$(BIN)/coverage run --data-file=.coverage.e2e -m pytest tests/e2e
 	@$(BIN)/coverage combine --quiet --keep .coverage.*
 	@$(BIN)/coverage report
+
+SEED ?= 1
+MINUTES ?= 5
+
+.PHONY: chaos
+chaos: $(VENV)/.dev ## faults on real processes, then the books: SEED=1 MINUTES=5 [SABOTAGE=skip_sync]
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES) $(if $(SABOTAGE),--sabotage $(SABOTAGE))
+
+.PHONY: chaos-short
+chaos-short: $(VENV)/.dev ## two minutes of it with a fixed seed, and one broken promise that it must notice
+	$(BIN)/python -m tests.chaos --seed 20 --minutes 1.7
+	$(BIN)/python -m tests.chaos.sabotage skip_sync
+
+.PHONY: chaos-sabotage
+chaos-sabotage: $(VENV)/.dev ## break each of four promises; succeeds when every run goes red
+	$(BIN)/python -m tests.chaos.sabotage
 
 $(VENV)/.real: $(VENV)/.dev requirements/real.txt
 	$(PYTHON) -m venv $(VENV)/real

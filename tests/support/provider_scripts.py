@@ -33,6 +33,9 @@ class Exchange(Protocol):
     async def end(self) -> None:
         """End the body properly."""
 
+    def bill(self, usage: dict[str, Any]) -> None:
+        """Note in the provider's own account what it reports as used."""
+
     async def whole(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Send a whole answer with a content length."""
 
@@ -100,6 +103,7 @@ def usage_of(exchange: Exchange, completion: int, options: Options) -> dict[str,
     }
     if options.text("cost"):
         usage["cost"] = float(options.text("cost"))
+    exchange.bill(usage)
     return usage
 
 

@@ -52,6 +52,7 @@ class Served:
     status: int = 0
     tokens_generated: int = 0
     outcome: str = "open"  # then complete, client_left, broken_off
+    reported: dict[str, Any] = field(default_factory=dict)  # the usage that it said, or would have said, it billed
 
     request: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
@@ -94,6 +95,9 @@ class Connection:
 
     async def end(self) -> None:
         await self._write(b"0\r\n\r\n")
+
+    def bill(self, usage: dict[str, Any]) -> None:
+        self._served.reported = usage
 
     async def whole(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self._served.status = status
@@ -294,7 +298,9 @@ def read_log(path: Path) -> list[Served]:
 class ProviderProcess:
     """A scripted provider in a process of its own, with its files in `directory`."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, module: str = __name__) -> None:
+        """`module` is what runs: this one, or one that serves in another way and takes the same two files."""
+        self._module = module
         self._port_file = directory / "provider.port"
         self._log_file = directory / "provider.jsonl"
         self._arguments = arguments
@@ -302,7 +308,7 @@ class ProviderProcess:
 
     def __enter__(self) -> Self:
         files = ["--port-file", str(self._port_file), "--log-file", str(self._log_file)]
-        command = [sys.executable, "-m", "tests.support.provider_server", *files, *self._arguments]
+        command = [sys.executable, "-m", self._module, *files, *self._arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         give_up_at = time.monotonic() + 20
         while not (self._port_file.exists() and self._port_file.read_text().endswith("\n")):

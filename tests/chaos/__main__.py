@@ -1,0 +1,53 @@
+"""`python -m tests.chaos --seed N --minutes M [--sabotage NAME]`: one run, its score card, its verdict as exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos import plan, report, supervisor
+from tests.chaos.processes import ChaosFailed
+from tests.chaos.supervisor import Shape
+
+_STORM_AND_CALM_S = 30.0
+_SETUP_S = 15.0
+
+
+def main() -> int:
+    """Run once. 0: right; 1: something was lost, duplicated, wrong or did not recover; 3: killed by others."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="faults by a seed on real processes")
+    parser.add_argument("--seed", type=int, default=1, help="decides on every fault (default 1)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="about how long (default 2)")
+    parser.add_argument("--sabotage", default="", help="break the services on purpose; the run must notice")
+    parser.add_argument("--keep", action="store_true", help="keep histories, logs and data, and say where")
+    arguments = parser.parse_args()
+    storms = max(1, round((arguments.minutes * 60 - _SETUP_S) / _STORM_AND_CALM_S))
+    kinds = plan.REVEALING_KINDS if arguments.sabotage else plan.KINDS
+    shape = Shape(arguments.seed, storms, kinds=kinds, sabotage=arguments.sabotage)
+    print(f"seed {shape.seed}, {storms} storms", flush=True)
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    directory = Path(tempfile.mkdtemp(prefix="turnpike-chaos-"))
+    directory.chmod(0o755)  # the embedded Postgres may run as another user
+    code = report.EXIT_WRONG
+    try:
+        outcome = asyncio.run(supervisor.run(shape, directory))
+    except ChaosFailed as error:
+        print(f"seed {shape.seed}: {error}", file=sys.stderr)
+    else:
+        print("\n".join(report.lines(outcome)))
+        code = report.exit_code(outcome)
+    finally:
+        if arguments.keep or (code != report.EXIT_RIGHT and not arguments.sabotage):
+            print(f"everything that was written is in {directory}", flush=True)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
