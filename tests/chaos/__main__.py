@@ -10,8 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import plan, report, supervisor
+from tests.chaos import report, supervisor
 from tests.chaos.processes import ChaosFailed
+from tests.chaos.sabotage import PROMISES, shape_of
 from tests.chaos.supervisor import Shape
 
 _STORM_AND_CALM_S = 30.0
@@ -23,12 +24,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="faults by a seed on real processes")
     parser.add_argument("--seed", type=int, default=1, help="decides on every fault (default 1)")
     parser.add_argument("--minutes", type=float, default=2.0, help="about how long (default 2)")
-    parser.add_argument("--sabotage", default="", help="break the services on purpose; the run must notice")
+    parser.add_argument("--sabotage", choices=PROMISES, help="break a promise on purpose; the run must go red")
     parser.add_argument("--keep", action="store_true", help="keep histories, logs and data, and say where")
     arguments = parser.parse_args()
     storms = max(1, round((arguments.minutes * 60 - _SETUP_S) / _STORM_AND_CALM_S))
-    kinds = plan.REVEALING_KINDS if arguments.sabotage else plan.KINDS
-    shape = Shape(arguments.seed, storms, kinds=kinds, sabotage=arguments.sabotage)
+    shape = Shape(arguments.seed, storms)
+    if arguments.sabotage:
+        shape = shape_of(arguments.sabotage, arguments.seed, storms=storms)
     print(f"seed {shape.seed}, {storms} storms", flush=True)
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     directory = Path(tempfile.mkdtemp(prefix="turnpike-chaos-"))

@@ -66,8 +66,10 @@ class Faults:
                 case "reload":
                     tenant, preferred = self._rng.choice(self._site.tenants), self._rng.choice(plan.PROVIDER_LINKS)
                     await self._site.reload(tenant, preferred)
+                case "late-answer":
+                    await self._disturb(fault, "latency")
                 case link_fault if link_fault in FAULTS:
-                    await self._disturb(fault)
+                    await self._disturb(fault, link_fault)
                 case _:
                     await self._strike_postgres(fault)
 
@@ -151,14 +153,14 @@ class Faults:
         finally:
             self._site.disk.heal(pid)
 
-    async def _disturb(self, fault: Fault) -> None:
+    async def _disturb(self, fault: Fault, how: str) -> None:
         began_at = time.time()
-        self._site.proxy.set(fault.target, fault.kind, fault.value)
+        self._site.proxy.set(fault.target, how, fault.value)
         try:
             await asyncio.sleep(fault.hold_s)
         finally:
             self._site.proxy.set(fault.target, HEAL)
-        if fault.kind == "corrupt":
+        if how == "corrupt":
             self.garblings.append(Garbling(began_at - 1.0, time.time() + 1.0))
 
     @asynccontextmanager

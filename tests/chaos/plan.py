@@ -31,12 +31,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault: its weight, whom it can strike, how long it lasts at most, and how long recovery takes."""
+    """A kind of fault: its weight, whom it can strike, how long it lasts, how long recovery takes, and its values."""
 
     weight: int
     targets: tuple[str, ...]
     hold_s: tuple[float, float]
     recovery_s: float = 0.0
+    values: tuple[int, ...] = (0,)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -50,25 +51,23 @@ KINDS: Mapping[str, Kind] = {
     "postgres-kill": Kind(4, ("postgres",), (0.0, 1.0), 3.0),
     "postgres-freeze": Kind(3, ("postgres",), (1.0, 5.0)),
     "backend-kill": Kind(3, ("postgres",), (0.0, 0.0), 2.0),
-    "latency": Kind(4, LINKS, (1.0, 6.0)),
+    "latency": Kind(4, LINKS, (1.0, 6.0), values=(20, 80, 250)),
+    # The answer comes after the router's 5 s: what was stored is sent again.
+    "late-answer": Kind(3, USAGE_LINKS, (6.0, 8.0), values=(2700,)),
     "blackhole": Kind(6, LINKS, (0.5, 5.0)),
     "reset": Kind(6, LINKS, (0.0, 2.0)),
     "refuse": Kind(4, LINKS, (0.5, 3.0)),
     "truncate": Kind(3, LINKS, (0.2, 1.0)),
-    "corrupt": Kind(3, PROVIDER_LINKS, (0.5, 3.0)),
+    "corrupt": Kind(3, PROVIDER_LINKS, (0.5, 3.0), values=(1, 3, 10)),
     "disk-full": Kind(4, ("disk",), (0.5, 4.0)),
     "rotate-key": Kind(3, ("tenants",), (0.0, 0.0)),
     "reload": Kind(3, ("tenants",), (0.0, 0.0)),
 }
-# What a broken promise cannot stay hidden from: what is acknowledged, removed or unsynced too early is lost when a
-# process dies or an answer does not arrive, and what is not recognised comes twice when it is resent.
-REVEALING_KINDS: Mapping[str, Kind] = {
-    "kill": Kind(10, SERVICES, (0.0, 0.3), 3.0),
-    "kill-all": Kind(3, ("services",), (0.0, 0.3), 4.0),
-    "blackhole": Kind(6, (*USAGE_LINKS, "postgres-usage"), (5.5, 7.0)),
-    "reset": Kind(6, (*USAGE_LINKS, "postgres-usage"), (0.0, 2.0)),
-    "backend-kill": Kind(4, ("postgres",), (0.0, 0.0), 2.0),
-}
+# What is acknowledged, removed or unsynced too early is lost when a process dies or an answer does not arrive; what is
+# not recognised comes twice when it is sent again.
+DYING_ROUTERS: Mapping[str, Kind] = {"kill": Kind(1, ROUTERS, (0.0, 0.3), 2.0)}
+DYING_LEDGER: Mapping[str, Kind] = {"kill": Kind(1, ("usage",), (0.0, 0.5), 1.5)}
+LATE_ANSWERS: Mapping[str, Kind] = {"late-answer": Kind(1, USAGE_LINKS, (6.0, 7.0), values=(2700,))}
 
 # A fault on a group keeps its members busy; a full disk its router.
 _MEMBERS: Mapping[str, tuple[str, ...]] = {
@@ -95,9 +94,8 @@ def storm(
         kind = kinds[name]
         target = rng.choice(kind.targets)
         hold_s = round(rng.uniform(*kind.hold_s), 2)
-        value = rng.choice((20, 80, 250)) if name == "latency" else rng.choice((1, 3, 10))
         if all(busy_until.get(member, 0.0) <= at_s for member in members(target)):
-            faults.append(Fault(round(at_s, 2), name, target, hold_s, value))
+            faults.append(Fault(round(at_s, 2), name, target, hold_s, rng.choice(kind.values)))
             for member in members(target):
                 busy_until[member] = at_s + hold_s + kind.recovery_s
         at_s += rng.expovariate(1 / mean_gap_s)
