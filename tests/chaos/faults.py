@@ -21,6 +21,7 @@ from tests.chaos.site import Site
 
 _START_RETRY_S = 0.3
 _BACK_S = 60.0
+_LIFE_S = 2.0
 _EXIT_CANNOT_START = 2  # as a service says that what it needs is away
 
 
@@ -77,6 +78,7 @@ class Faults:
 
     async def _kill(self, names: list[str], hold_s: float) -> None:
         programs = [self._site.programs[name] for name in names]
+        await self._let_live(programs)
         for program in programs:
             self._note_unplanned(program)
             program.kill()
@@ -84,6 +86,11 @@ class Faults:
         await asyncio.sleep(hold_s)
         self._rng.shuffle(programs)
         await asyncio.gather(*map(self._start, programs))
+
+    async def _let_live(self, programs: Sequence[Program]) -> None:
+        """On a slow machine a victim may only just have come back, and have nothing yet that it could lose."""
+        youngest_s = min(time.monotonic() - program.ready_at_s for program in programs)
+        await asyncio.sleep(max(0.0, self._rng.uniform(0.0, _LIFE_S) - youngest_s))
 
     async def _restart(self, program: Program) -> None:
         self._note_unplanned(program)

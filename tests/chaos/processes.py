@@ -60,6 +60,7 @@ class Program:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = directory / f"{name}.log"
         self.start_times_s: list[float] = []
+        self.ready_at_s = 0.0  # of the monotonic clock
         self.is_wanted = False
         self._command = [sys.executable, "-m", module, *arguments]
         self._environment = dict(environment or {})
@@ -109,7 +110,8 @@ class Program:
         while time.monotonic() < began_s + within_s:
             if self._said_ready():
                 self.is_wanted = True
-                self.start_times_s.append(time.monotonic() - began_s)
+                self.ready_at_s = time.monotonic()
+                self.start_times_s.append(self.ready_at_s - began_s)
                 return True
             if not self.is_running:
                 return False
