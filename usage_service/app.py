@@ -34,8 +34,10 @@ from usage_service.metering.limiting import Limiting
 from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
 from usage_service.metering.reporting import Reporting
+from usage_service.metering.repricing import Repricing
 from usage_service.settings import UsageSettings
 from usage_service.storage.bundled_prices import BundledPrices
+from usage_service.storage.corrections import PostgresBookedRows
 from usage_service.storage.events import PostgresLedger
 from usage_service.storage.journals import PostgresJournals
 from usage_service.storage.limits import PostgresLimits
@@ -63,7 +65,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        postgres, owner = await _databases(settings, opened)
+        postgres, owner, correcting = await _databases(settings, opened)
         partitions = Partitions(owner)
         maintenance = Maintenance(
             owner,
@@ -76,7 +78,12 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         await maintenance.cover()
 
         bundled_prices = BundledPrices()
-        pricing = Pricing(store=PostgresPrices(postgres), vendors=bundled_prices, now=_now)
+        pricing = Pricing(
+            store=PostgresPrices(postgres),
+            vendors=bundled_prices,
+            now=_now,
+            seen_within=timedelta(seconds=settings.price_refresh_s),
+        )
         await pricing.refresh()
         bundled_prices.load()
         recorder = Recorder(
@@ -108,7 +115,12 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             opened.push_async_callback(periodic.stop)
 
         server = GrpcServer.from_settings(settings, metrics)
-        _add_services(server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing)
+        repricing = Repricing(
+            rows=PostgresBookedRows(correcting, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
+        )
+        _add_services(
+            server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing, repricing=repricing
+        )
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         await server.start()
         # What lives as long as the process need not be looked through again and again.
@@ -128,8 +140,10 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
 
 
-async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[Postgres, Postgres]:
-    """The pool that everything works with, in the service's own role, and one of the tables' owner for maintenance."""
+async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[Postgres, Postgres, Postgres]:
+    """The pool that everything works with, in the service's own role, one of the tables' owner for maintenance, and one
+    for correcting what was booked, whose statements may take longer and hold up nobody's.
+    """
     dsn = settings.database_url.get_secret_value()
     await migrate(dsn, "usage_service", MIGRATIONS)
     role = await usable_role(dsn, ROLE)
@@ -153,7 +167,16 @@ async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[P
         application_name="usage_service maintenance",
     )
     opened.push_async_callback(owner.close)
-    return postgres, owner
+    correcting = await Postgres.connect(
+        dsn,
+        min_size=0,
+        max_size=2,
+        role=role,
+        statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
+        application_name="usage_service corrections",
+    )
+    opened.push_async_callback(correcting.close)
+    return postgres, owner, correcting
 
 
 def _add_services(
@@ -164,6 +187,7 @@ def _add_services(
     recorder: Recorder,
     journals: JournalAudit,
     pricing: Pricing,
+    repricing: Repricing,
 ) -> None:
     rollups = PostgresRollups(postgres)
     reporting = Reporting(
@@ -191,7 +215,7 @@ def _add_services(
         "turnpike.usage.v1.PricingService",
         partial(
             pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
-            PricingServicer(pricing=pricing, providers=settings.providers, now=_now),
+            PricingServicer(pricing=pricing, repricing=repricing, providers=settings.providers, now=_now),
         ),
     )
 

@@ -12,6 +12,7 @@ in `turnpike_client.errors`, fakes for your tests in `turnpike_client.testing`. 
 from __future__ import annotations
 
 from turnpike_client.accounting import (
+    CostAdjustment,
     CostQuote,
     CostSummary,
     DailyCost,
@@ -20,7 +21,9 @@ from turnpike_client.accounting import (
     LimitReport,
     LimitStatus,
     Price,
+    PriceChange,
     RecordResult,
+    RepriceReport,
     UsageEvent,
     UsageFilter,
     UsageRecord,
@@ -107,6 +110,7 @@ from turnpike_client.errors import (
     UnknownTenant,
     UsageNotRecorded,
 )
+from turnpike_client.price_book_client import PriceBookClient
 from turnpike_client.router_client import CompletionStream, RouterClient
 from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
 from turnpike_client.tenant_client import TenantClient
@@ -129,6 +133,7 @@ __all__ = [
     "ConfigChanges",
     "Conflict",
     "ContentDelta",
+    "CostAdjustment",
     "CostQuote",
     "CostSummary",
     "DailyCost",
@@ -158,6 +163,8 @@ __all__ = [
     "NoProvider",
     "NotFound",
     "Price",
+    "PriceBookClient",
+    "PriceChange",
     "PricingState",
     "Provider",
     "ProviderKeyRejected",
@@ -167,6 +174,7 @@ __all__ = [
     "RateLimited",
     "RecordDisposition",
     "RecordResult",
+    "RepriceReport",
     "ResponseFormat",
     "ResponseKind",
     "Role",

@@ -207,7 +207,8 @@ class LimitReport:
 class Price:
     """An entry of the price book, in US dollars per million tokens.
 
-    None for a cached class means "priced as input", for reasoning "priced as output"; `expires_at` None: still valid.
+    None for a cached class means "priced as input", for reasoning "priced as output"; `expires_at` None: still valid;
+    `max_prompt_tokens` None: prompts of any length; `replaced_at` None: no other entry took its place.
     """
 
     price_id: str
@@ -221,7 +222,59 @@ class Price:
     effective_at: datetime
     expires_at: datetime | None
     source: str
+    max_prompt_tokens: int | None
+    replaced_at: datetime | None
     proto: pricing_service_pb2.Price = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceChange:
+    """A price as it stands after it was set, and the entry that it replaced, if any.
+
+    `reprice_needed`: usage may have been booked with another price since it holds.
+    """
+
+    price: Price
+    created: bool
+    replaced: Price | None
+    reprice_needed: bool
+    proto: pricing_service_pb2.SetPriceResponse = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RepriceReport:
+    """What a run changed of stored usage, or in a dry run would change. The costs leave unpriced rows out."""
+
+    job_id: str
+    applied: bool
+    scanned_rows: int
+    changed_rows: int
+    newly_priced_rows: int
+    newly_unpriced_rows: int
+    unpriced_rows: int
+    old_cost_usd: Decimal
+    new_cost_usd: Decimal
+    delta_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class CostAdjustment:
+    """One correction of the cost of one attempt; a cost of None is unpriced, and then its price id is empty."""
+
+    event_id: str
+    used_at: datetime
+    revision: int
+    provider: str
+    model: str
+    old_cost_usd: Decimal | None
+    old_price_id: str
+    new_cost_usd: Decimal | None
+    new_price_id: str
+    delta_usd: Decimal
+    reason: str
+    job_id: str
+    created_at: datetime
+    proto: pricing_service_pb2.CostAdjustment = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

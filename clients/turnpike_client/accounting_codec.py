@@ -279,6 +279,8 @@ def price_from_proto(message: pricing_service_pb2.Price) -> Price:
         effective_at=instant(message.effective_time),
         expires_at=instant(message.expire_time) if message.HasField("expire_time") else None,
         source=message.source,
+        max_prompt_tokens=message.max_prompt_tokens or None,
+        replaced_at=instant(message.replace_time) if message.HasField("replace_time") else None,
         proto=message,
     )
 

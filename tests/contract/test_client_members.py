@@ -20,6 +20,7 @@ MODULES = [
     "errors",
     "router_client",
     "tenancy",
+    "price_book_client",
     "usage_client",
 ]
 INTERNAL = {"Connection"}

@@ -77,6 +77,7 @@ class FakeUsageService(
 
     ListDailyCosts = ListErrors = ListUsageRecords = GetTenantUsageStats
     QueryUsageTimeSeries = GetLatencyDistribution = GetTenantUsageStats
+    SetPrice = ListPriceHistory = Reprice = ListCostAdjustments = GetTenantUsageStats
 
     async def ListPrices(
         self, request: pricing_service_pb2.ListPricesRequest, context: Any

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from usage_service.domain.pricing import Price, Rates
+from usage_service.domain.pricing import ListedPrice, Price, Rates
+from usage_service.metering.ports import PriceDiffers, PriceEntered, PriceStands
 
 EARLY = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -25,6 +26,7 @@ class StoredPrices:
     """A price book that gives ids and takes each (provider, model, start) once, as the table does."""
 
     entries: list[Price] = field(default_factory=list)
+    replaced: list[ListedPrice] = field(default_factory=list)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     async def load(self) -> list[Price]:
@@ -37,6 +39,33 @@ class StoredPrices:
             for price in prices
             if (price.provider, price.model, price.effective_at) not in taken
         )
+
+    async def enter(self, price: Price, *, replace: bool) -> PriceEntered | PriceStands | PriceDiffers:
+        standing = self._standing(price)
+        if standing is not None and standing.rates == price.rates:
+            return PriceStands(standing)
+        if standing is not None and not replace:
+            return PriceDiffers(standing)
+        if standing is not None:
+            self.entries.remove(standing)
+            self.replaced.append(ListedPrice(standing, expires_at=None, replaced_at=EARLY))
+        await self.add([price])
+        return PriceEntered(self.entries[-1], standing)
+
+    async def history(self, provider: str, model: str) -> list[ListedPrice]:
+        ever = [*(ListedPrice(entry, expires_at=None) for entry in self.entries), *self.replaced]
+        return sorted(
+            (one for one in ever if (one.price.provider, one.price.model) == (provider, model)),
+            key=lambda one: (one.price.effective_at, one.price.price_id or 0),
+            reverse=True,
+        )
+
+    def _standing(self, price: Price) -> Price | None:
+        for entry in self.entries:
+            same_start = entry.effective_at == price.effective_at
+            if same_start and (entry.provider, entry.model) == (price.provider, price.model):
+                return entry
+        return None
 
 
 @dataclass

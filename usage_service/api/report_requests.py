@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from service_runtime.errors import FieldViolation, InvalidRequest
-from turnpike.usage.v1 import token_usage_pb2, usage_service_pb2
+from turnpike.usage.v1 import pricing_service_pb2, token_usage_pb2, usage_service_pb2
 from usage_service.api.convert_reports import instant_from_proto
 from usage_service.domain import paging
 from usage_service.domain.provider_names import normalise_provider
@@ -223,7 +223,8 @@ class RequestReader:
 
 
 PagedRequest = (
-    usage_service_pb2.GetTenantUsageStatsRequest
+    pricing_service_pb2.ListCostAdjustmentsRequest
+    | usage_service_pb2.GetTenantUsageStatsRequest
     | usage_service_pb2.QueryUsageTimeSeriesRequest
     | usage_service_pb2.GetLatencyDistributionRequest
     | usage_service_pb2.ListDailyCostsRequest

@@ -17,6 +17,9 @@ from typing import NamedTuple
 ANY_MODEL = "*"
 LEDGER_DECIMALS = 12
 ANSWER_DECIMALS = 6
+PRICE_DECIMALS = 9
+# Ten cents a token. With at most 10^12 tokens of each of five classes a cost stays below the ledger's 10^12 dollars.
+MAX_USD_PER_MILLION = Decimal(100_000)
 
 # Room for 13 digits of tokens times 18 digits of price: no product or sum is ever rounded before the end.
 _EXACT = Context(prec=80, rounding=ROUND_HALF_EVEN, traps=[Inexact, Rounded])
@@ -84,10 +87,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class ListedPrice:
-    """A price with the end of its validity, not included; None while it is the last."""
+    """A price with the end of its validity, not included; None while it is the last.
+
+    `replaced_at`: when another took its place and start; such a price is in no book, but rows may refer to it.
+    """
 
     price: Price
     expires_at: datetime | None
+    replaced_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +204,14 @@ class PriceBook:
         history = self._entries[price.provider, price.model]
         following = history.index(price) + 1
         return ListedPrice(price, history[following].effective_at if following < len(history) else None)
+
+    def find_own(self, provider: str, model: str, at: datetime) -> Price | None:
+        """The model's own price that held at a time, or None; its provider's "*" is not looked at."""
+        return self._held(provider, model, at)
+
+    def including(self, prices: Iterable[Price]) -> PriceBook:
+        """The entries of this book and `prices`."""
+        return PriceBook.of([*(price for history in self._entries.values() for price in history), *prices])
 
     def latest(self) -> list[Price]:
         """The newest entry of each provider and model, also when it is not valid yet."""

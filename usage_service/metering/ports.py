@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from usage_service.domain.pricing import Price, PricedUsage, PricingState
+from usage_service.domain.pricing import ListedPrice, Price, PricedUsage, PricingState
 from usage_service.domain.usage_event import UsageEvent
 
 
@@ -92,6 +92,28 @@ class Quarantine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PriceEntered:
+    """The price is in the book because of this call, in the place of `replaced` if that is not None."""
+
+    price: Price
+    replaced: Price | None
+
+
+@dataclass(frozen=True, slots=True)
+class PriceStands:
+    """The book has a price of the same values and start: this one. Nothing changed."""
+
+    price: Price
+
+
+@dataclass(frozen=True, slots=True)
+class PriceDiffers:
+    """The book has a price with the same start and other values: this one. Nothing changed."""
+
+    price: Price
+
+
 class PriceStore(Protocol):
     """The price book as it is stored."""
 
@@ -101,6 +123,14 @@ class PriceStore(Protocol):
 
     async def add(self, prices: Sequence[Price]) -> None:
         """Enter prices that have no id yet. One that stands there already, by provider, model and start, stays."""
+        ...
+
+    async def enter(self, price: Price, *, replace: bool) -> PriceEntered | PriceStands | PriceDiffers:
+        """Enter a price that has no id yet; one with the same start gives way only when `replace` is true."""
+        ...
+
+    async def history(self, provider: str, model: str) -> Sequence[ListedPrice]:
+        """Every entry of a model, latest start first; of those with the same start the last entered first."""
         ...
 
 

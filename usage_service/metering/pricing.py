@@ -1,13 +1,15 @@
-"""Finds the price of what was used: the price book first, then what the vendors publish."""
+"""Finds the price of what was used: the price book first, then what the vendors publish. Enters prices, too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
 
-from usage_service.domain.pricing import Cost, ListedPrice, Price, PriceBook, TokenCounts, cost_of
-from usage_service.metering.ports import PriceStore, VendorPrices
+from service_runtime.errors import Category, ServiceError
+from usage_service.domain.pricing import Cost, ListedPrice, Price, PriceBook, Rates, TokenCounts, cost_of
+from usage_service.metering.ports import PriceDiffers, PriceEntered, PriceStands, PriceStore, VendorPrices
 
 # A published price that is entered at its first use holds for all events that may still arrive. It is the seeded
 # prices' date, so that services that enter it at the same moment enter the same row.
@@ -33,13 +35,36 @@ class Quote:
     listed: ListedPrice | None
 
 
+@dataclass(frozen=True, slots=True)
+class PriceSet:
+    """A price as it stands after it was set.
+
+    `created`: this call entered it, in the place of `replaced` if that is not None. `reprice_needed`: usage may have
+    been booked with another price since its start.
+    """
+
+    listed: ListedPrice
+    created: bool
+    replaced: Price | None
+    reprice_needed: bool
+
+
 class Pricing:
     """The price book in memory. It is read anew by `refresh`, which somebody has to call now and then."""
 
-    def __init__(self, *, store: PriceStore, vendors: VendorPrices, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        *,
+        store: PriceStore,
+        vendors: VendorPrices,
+        now: Callable[[], datetime],
+        seen_within: timedelta = timedelta(seconds=15),
+    ) -> None:
+        """`seen_within`: how long it takes at most until every process has read a change of the book."""
         self._store = store
         self._vendors = vendors
         self._now = now
+        self._seen_within = seen_within
         self._book = PriceBook()
         self._without_price: set[tuple[str, str]] = set()
 
@@ -57,11 +82,22 @@ class Pricing:
 
         A model that only the vendor prices gets an entry of its own, so that a ledger row can refer to it.
         """
+        offers = await self._offers(uses, self._book)
+        if offers:
+            await self._store.add(offers)
+            await self.refresh()
+        return self._book
+
+    async def preview(self, uses: Iterable[ModelUse], book: PriceBook) -> PriceBook:
+        """What `book_for` would make of `book`. Stores nothing: what it adds has no id."""
+        offers = await self._offers(uses, book)
+        return book.including(offers) if offers else book
+
+    async def _offers(self, uses: Iterable[ModelUse], book: PriceBook) -> list[Price]:
+        """The vendors' prices of the used models that `book` does not name, as entries for all time."""
         unnamed = {
-            (use.provider, use.model) for use in uses if self._book.find(use.provider, use.model, use.used_at) is None
+            (use.provider, use.model) for use in uses if book.find(use.provider, use.model, use.used_at) is None
         } - self._without_price
-        if not unnamed:
-            return self._book
         offers: list[Price] = []
         for provider, model in sorted(unnamed):
             offer = await self._vendors.quote(provider, model, self._now())
@@ -69,10 +105,7 @@ class Pricing:
                 self._remember_without_price(provider, model)
             else:
                 offers.append(replace(offer, effective_at=_FIRST_ENTRY_EFFECTIVE_AT))
-        if offers:
-            await self._store.add(offers)
-            await self.refresh()
-        return self._book
+        return offers
 
     async def quote(self, provider: str, model: str, tokens: TokenCounts, at: datetime) -> Quote:
         """What tokens would cost at a time. Stores nothing."""
@@ -84,6 +117,46 @@ class Pricing:
             return Quote(None, None)
         cost = cost_of(tokens, listed.price.rates)
         return Quote(cost, None if cost is None else listed)
+
+    async def set_price(
+        self, provider: str, model: str, rates: Rates, *, effective_at: datetime | None, replace: bool, source: str
+    ) -> PriceSet:
+        """Enter a price that holds from `effective_at` on; None is now, unless the price in force is the same.
+
+        The same price again changes nothing. Raises `ServiceError` ALREADY_EXISTS PRICE_DIFFERS when another one has
+        the same start and `replace` is false, UNAVAILABLE when the database is away.
+        """
+        await self.refresh()
+        now = self._now()
+        in_force = self._book.find_own(provider, model, now)
+        if effective_at is None and in_force is not None and in_force.rates == rates:
+            return self._as_set(in_force, created=False, replaced=None)
+        price = Price(None, provider, model, rates, effective_at or now, source)
+        match await self._store.enter(price, replace=replace):
+            case PriceEntered(entered, replaced):
+                await self.refresh()
+                return self._as_set(entered, created=True, replaced=replaced)
+            case PriceStands(standing):
+                await self.refresh()
+                return self._as_set(standing, created=False, replaced=None)
+            case PriceDiffers(standing):
+                raise _differs(standing)
+            case outcome:
+                assert_never(outcome)
+
+    async def history(self, provider: str, model: str) -> Sequence[ListedPrice]:
+        """Every price of a model, latest start first, replaced ones after those that took their place."""
+        return await self._store.history(provider, model)
+
+    def _as_set(self, price: Price, *, created: bool, replaced: Price | None) -> PriceSet:
+        # Another process may have replaced it meanwhile; then nothing is known of its end.
+        listed = self._book.find_listed(price.provider, price.model, price.effective_at)
+        return PriceSet(
+            listed if listed is not None and listed.price == price else ListedPrice(price, expires_at=None),
+            created,
+            replaced,
+            reprice_needed=price.effective_at <= self._now() + self._seen_within,
+        )
 
     async def follow_vendors(self) -> int:
         """Bring entries that came from an older edition of the vendors' prices up to date; returns how many changed.
@@ -108,3 +181,15 @@ class Pricing:
         if len(self._without_price) >= _MAX_REMEMBERED_UNKNOWN_MODELS:
             self._without_price.clear()
         self._without_price.add((provider, model))
+
+
+def _differs(standing: Price) -> ServiceError:
+    start = standing.effective_at.isoformat()
+    return ServiceError(
+        Category.ALREADY_EXISTS,
+        "PRICE_DIFFERS",
+        f"{standing.provider} {standing.model!r} has another price from {start} on: {standing.rates.input_usd:f} in, "
+        f"{standing.rates.output_usd:f} out, from {standing.source!r}; set replace to put the new one in its place, "
+        "or choose another effective_time",
+        metadata={"price_id": str(standing.price_id), "effective_time": start},
+    )

@@ -18,7 +18,9 @@ import grpc.aio
 
 from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
-from turnpike_client.testing.ledger import FakeLedger, FakePricing, FakeQuota
+from turnpike_client.testing.ledger import FakeLedger
+from turnpike_client.testing.pricing import FakePricing
+from turnpike_client.testing.quota import FakeQuota
 from turnpike_client.testing.replies import Reply
 from turnpike_client.testing.router import FakeRouter
 from turnpike_client.testing.tenants import FakeTenants

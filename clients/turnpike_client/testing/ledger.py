@@ -1,4 +1,4 @@
-"""A ledger in a dictionary, limits as set, and a price book in a list."""
+"""A ledger in a dictionary."""
 
 # ruff: noqa: N802, ARG002 - the contract names the methods and what they are given
 from __future__ import annotations
@@ -10,15 +10,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
 
 from turnpike.usage.v1 import (
     pricing_service_pb2,
-    pricing_service_pb2_grpc,
-    quota_service_pb2,
-    quota_service_pb2_grpc,
     token_usage_pb2,
     usage_event_pb2,
     usage_service_pb2,
@@ -26,9 +22,8 @@ from turnpike.usage.v1 import (
 )
 from turnpike_client.enums import RecordDisposition, to_wire
 from turnpike_client.testing.charts import distribution, names, points, window
-from turnpike_client.wire import to_timestamp
-
-_MILLION = Decimal(1_000_000)
+from turnpike_client.testing.pages import page_of
+from turnpike_client.testing.pricing import FakePricing
 
 
 def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
@@ -36,71 +31,6 @@ def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any
     for event in events:
         groups[key(event)].append(event)
     return groups
-
-
-class FakePricing(pricing_service_pb2_grpc.PricingServiceServicer):
-    """Prices from `prices`; a model that is not there is unpriced."""
-
-    def __init__(self) -> None:
-        self.prices: list[pricing_service_pb2.Price] = []
-
-    def add(self, provider: str, model: str, *, input_usd: str, output_usd: str) -> None:
-        """Set a price in US dollars per million tokens."""
-        self.prices.append(
-            pricing_service_pb2.Price(
-                price_id=f"{provider}/{model}",
-                provider=provider,
-                model=model,
-                input_usd_per_million=input_usd,
-                output_usd_per_million=output_usd,
-                effective_time=to_timestamp(datetime(2026, 1, 1, tzinfo=UTC)),
-                source="test",
-            )
-        )
-
-    def quote(
-        self, provider: str, model: str, prompt_tokens: int, completion_tokens: int
-    ) -> pricing_service_pb2.CalculateCostResponse:
-        """What tokens cost."""
-        price = next((p for p in self.prices if (p.provider, p.model) == (provider, model)), None)
-        if price is None:
-            return pricing_service_pb2.CalculateCostResponse(pricing_state=token_usage_pb2.PRICING_STATE_UNPRICED)
-        prompt = Decimal(price.input_usd_per_million) * prompt_tokens / _MILLION
-        completion = Decimal(price.output_usd_per_million) * completion_tokens / _MILLION
-        return pricing_service_pb2.CalculateCostResponse(
-            cost_usd=f"{prompt + completion:.6f}",
-            input_cost_usd=f"{prompt:.6f}",
-            output_cost_usd=f"{completion:.6f}",
-            pricing_state=token_usage_pb2.PRICING_STATE_PRICED,
-            price=price,
-        )
-
-    async def CalculateCost(
-        self, request: pricing_service_pb2.CalculateCostRequest, context: Any
-    ) -> pricing_service_pb2.CalculateCostResponse:
-        prompt = request.input_tokens + request.cached_read_tokens + request.cached_write_tokens
-        return self.quote(request.provider, request.model, prompt, request.output_tokens + request.reasoning_tokens)
-
-    async def ListPrices(
-        self, request: pricing_service_pb2.ListPricesRequest, context: Any
-    ) -> pricing_service_pb2.ListPricesResponse:
-        prices = [price for price in self.prices if request.provider in ("", price.provider)]
-        page, token = _page(prices, request)
-        return pricing_service_pb2.ListPricesResponse(prices=page, next_page_token=token)
-
-
-class FakeQuota(quota_service_pb2_grpc.QuotaServiceServicer):
-    """Answers `response` as it was set; at first there is no limit."""
-
-    def __init__(self) -> None:
-        self.response = quota_service_pb2.CheckRateLimitStatusResponse(
-            level=quota_service_pb2.LIMIT_LEVEL_HEALTHY, valid_for=Duration(seconds=5)
-        )
-
-    async def CheckRateLimitStatus(
-        self, request: quota_service_pb2.CheckRateLimitStatusRequest, context: Any
-    ) -> quota_service_pb2.CheckRateLimitStatusResponse:
-        return self.response
 
 
 class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
@@ -161,7 +91,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self, request: usage_service_pb2.QueryUsageTimeSeriesRequest, context: Any
     ) -> usage_service_pb2.QueryUsageTimeSeriesResponse:
         self.requests.append(request)
-        page, token = _page(points(self, self._of(request.tenant_id), request), request)
+        page, token = page_of(points(self, self._of(request.tenant_id), request), request)
         return usage_service_pb2.QueryUsageTimeSeriesResponse(points=page, next_page_token=token, **window(request))
 
     async def GetLatencyDistribution(
@@ -171,7 +101,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         events = self._of(request.tenant_id)
         grouping = request.grouping or usage_service_pb2.USAGE_GROUPING_MODEL
         groups = self.grouped(events, lambda event: names(event, grouping))
-        page, token = _page([distribution(members, *key) for key, members in groups.items()], request)
+        page, token = page_of([distribution(members, *key) for key, members in groups.items()], request)
         return usage_service_pb2.GetLatencyDistributionResponse(
             distributions=page, total=distribution(events, "", ""), next_page_token=token, **window(request)
         )
@@ -191,7 +121,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             )
             for (day, provider), members in sorted(groups.items(), reverse=True)
         ]
-        page, token = _page(costs, request)
+        page, token = page_of(costs, request)
         return usage_service_pb2.ListDailyCostsResponse(costs=page, next_page_token=token)
 
     async def ListErrors(
@@ -215,7 +145,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             )
             for (provider, model, status, error_class), members in groups.items()
         ]
-        page, token = _page(sorted(errors, key=lambda entry: -entry.occurrences), request)
+        page, token = page_of(sorted(errors, key=lambda entry: -entry.occurrences), request)
         return usage_service_pb2.ListErrorsResponse(errors=page, next_page_token=token)
 
     async def ListUsageRecords(
@@ -237,7 +167,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
                     router_id="fake",
                 )
             )
-        page, token = _page(records, request)
+        page, token = page_of(records, request)
         return usage_service_pb2.ListUsageRecordsResponse(records=page, next_page_token=token)
 
     grouped = staticmethod(_grouped)
@@ -294,12 +224,6 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             total_tokens=sum(_total(event) for event in events),
             cost=self._cost(events),
         )
-
-
-def _page(items: list[Any], request: Any) -> tuple[list[Any], str]:
-    size = request.page_size or 100
-    start = int(request.page_token or 0)
-    return items[start : start + size], str(start + size) if start + size < len(items) else ""
 
 
 def _sum(usages: Iterable[token_usage_pb2.TokenUsage]) -> token_usage_pb2.TokenUsage:

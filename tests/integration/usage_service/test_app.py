@@ -14,6 +14,7 @@ import asyncpg
 import grpc
 import pytest
 import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service_runtime.ids import uuid7
@@ -127,6 +128,43 @@ async def test_prices_are_served(channel: grpc.aio.Channel) -> None:
     assert cost.cost_usd == "20.000000"
     assert len(book.prices) == 11
     assert {price.source for price in book.prices} == {"seed"}
+
+
+async def test_a_price_that_was_wrong_is_set_right_in_every_report(channel: grpc.aio.Channel) -> None:
+    usage = usage_service_pb2_grpc.UsageServiceStub(channel)
+    pricing = pricing_service_pb2_grpc.PricingServiceStub(channel)
+    event = an_event()
+    event.provider_reported_cost_usd = "0.000900000000"
+    await usage.RecordUsage(usage_service_pb2.RecordUsageRequest(router_id="router-1", events=[event]))
+    start = Timestamp(seconds=int((datetime.now(UTC) - timedelta(days=1)).timestamp()))
+
+    changed = await pricing.SetPrice(
+        pricing_service_pb2.SetPriceRequest(
+            provider="groq",
+            model=event.model,
+            input_usd_per_million="1",
+            output_usd_per_million="1",
+            effective_time=start,
+        )
+    )
+    run = pricing_service_pb2.RepriceRequest(start_time=start, tenant_id=TENANT)
+    dry = await pricing.Reprice(run)
+    untouched = await usage.GetTenantUsageStats(usage_service_pb2.GetTenantUsageStatsRequest(tenant_id=TENANT))
+    run.apply, run.reason = True, "contract"
+    applied = await pricing.Reprice(run)
+
+    stats = await usage.GetTenantUsageStats(usage_service_pb2.GetTenantUsageStatsRequest(tenant_id=TENANT))
+    records = await usage.ListUsageRecords(usage_service_pb2.ListUsageRecordsRequest(tenant_id=TENANT))
+    adjustments = await pricing.ListCostAdjustments(
+        pricing_service_pb2.ListCostAdjustmentsRequest(tenant_id=TENANT, job_id=applied.job_id)
+    )
+    assert (changed.created, changed.reprice_needed) == (True, True)
+    assert (dry.changed_rows, applied.changed_rows) == (1, 1)
+    assert untouched.total.cost.cost_usd == "0.000985000000"
+    assert stats.total.cost.cost_usd == records.records[0].cost_usd == "0.001500000000"
+    assert records.records[0].price_id == changed.price.price_id
+    assert records.records[0].event.provider_reported_cost_usd == "0.000900000000"
+    assert [one.delta_usd for one in adjustments.adjustments] == ["0.000515000000"]
 
 
 async def test_a_malformed_batch_is_refused_with_its_fields(channel: grpc.aio.Channel) -> None:

@@ -8,12 +8,14 @@ from typing import Any, cast
 import pytest
 
 from service_runtime.errors import InvalidRequest
+from tests.support.booked_rows import RowsInMemory
 from tests.support.prices import PublishedPrices, StoredPrices, price_of
 from turnpike.usage.v1 import pricing_service_pb2 as pb
 from turnpike.usage.v1 import token_usage_pb2
 from usage_service.api.pricing_servicer import PricingServicer
 from usage_service.domain.provider_names import CATALOGUE_PROVIDERS
 from usage_service.metering.pricing import Pricing
+from usage_service.metering.repricing import Repricing
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 CONTEXT = cast("Any", None)  # the methods do not look at it
@@ -32,7 +34,8 @@ async def servicer() -> PricingServicer:
     )
     pricing = Pricing(store=store, vendors=PublishedPrices(), now=lambda: NOW)
     await pricing.refresh()
-    return PricingServicer(pricing=pricing, providers=CATALOGUE_PROVIDERS, now=lambda: NOW)
+    repricing = Repricing(rows=RowsInMemory(), pricing=pricing, monotonic_s=lambda: 0.0)
+    return PricingServicer(pricing=pricing, repricing=repricing, providers=CATALOGUE_PROVIDERS, now=lambda: NOW)
 
 
 def asked(**fields: Any) -> pb.CalculateCostRequest:

@@ -129,6 +129,8 @@ class Price(_message.Message):
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REPLACE_TIME_FIELD_NUMBER: _builtins.int
     price_id: _builtins.str
     """Id that ledger rows refer to."""
     provider: _builtins.str
@@ -147,6 +149,8 @@ class Price(_message.Message):
     """Reasoning tokens. Empty: priced as output."""
     source: _builtins.str
     """Where the price is from, such as "seed", "operator" or "genai-prices 0.2.3"."""
+    max_prompt_tokens: _builtins.int
+    """The longest prompt, in tokens, that the price holds for; usage with a longer one is unpriced. 0: any length."""
     @_builtins.property
     def effective_time(self) -> _timestamp_pb2.Timestamp:
         """Start of validity."""
@@ -154,6 +158,12 @@ class Price(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """End of validity, not included. Absent: still valid."""
+
+    @_builtins.property
+    def replace_time(self) -> _timestamp_pb2.Timestamp:
+        """When the entry was replaced by another with the same `effective_time`. Absent: it was not. Stored usage may refer to
+        a replaced entry until it is repriced.
+        """
 
     def __init__(
         self,
@@ -169,10 +179,12 @@ class Price(_message.Message):
         effective_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         source: _builtins.str = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        replace_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "expire_time", b"expire_time", "replace_time", b"replace_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_read_usd_per_million", b"cached_read_usd_per_million", "cached_write_usd_per_million", b"cached_write_usd_per_million", "effective_time", b"effective_time", "expire_time", b"expire_time", "input_usd_per_million", b"input_usd_per_million", "model", b"model", "output_usd_per_million", b"output_usd_per_million", "price_id", b"price_id", "provider", b"provider", "reasoning_usd_per_million", b"reasoning_usd_per_million", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_read_usd_per_million", b"cached_read_usd_per_million", "cached_write_usd_per_million", b"cached_write_usd_per_million", "effective_time", b"effective_time", "expire_time", b"expire_time", "input_usd_per_million", b"input_usd_per_million", "max_prompt_tokens", b"max_prompt_tokens", "model", b"model", "output_usd_per_million", b"output_usd_per_million", "price_id", b"price_id", "provider", b"provider", "reasoning_usd_per_million", b"reasoning_usd_per_million", "replace_time", b"replace_time", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,3 +253,443 @@ class ListPricesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPricesResponse: _TypeAlias = ListPricesResponse  # noqa: Y015
+
+@_typing.final
+class ListPriceHistoryRequest(_message.Message):
+    """Asks for all prices of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Catalogue name or friendly name of the provider. Required."""
+    model: _builtins.str
+    """Model, or "*" for the provider's price for models without one of their own. Required."""
+    page_size: _builtins.int
+    """1 to 1000 entries a page; 0 means 200. Anything else is refused."""
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPriceHistoryRequest: _TypeAlias = ListPriceHistoryRequest  # noqa: Y015
+
+@_typing.final
+class ListPriceHistoryResponse(_message.Message):
+    """A page of one model's prices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
+        """Latest `effective_time` first; of several with the same one the entry that counts, then those it replaced."""
+
+    def __init__(
+        self,
+        *,
+        prices: _abc.Iterable[Global___Price] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "prices", b"prices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPriceHistoryResponse: _TypeAlias = ListPriceHistoryResponse  # noqa: Y015
+
+@_typing.final
+class SetPriceRequest(_message.Message):
+    """Enters a price. Prices are decimal numbers from 0 to 100000 with at most 9 decimals, such as "0.59"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    OUTPUT_USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    CACHED_READ_USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    CACHED_WRITE_USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    REASONING_USD_PER_MILLION_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Catalogue name or friendly name of the provider. Required."""
+    model: _builtins.str
+    """Model, 1 to 200 characters; "*" for every model of the provider that has no price of its own. Required."""
+    input_usd_per_million: _builtins.str
+    """Uncached prompt tokens. Required; "0" is a price."""
+    output_usd_per_million: _builtins.str
+    """Visible completion tokens. Required."""
+    cached_read_usd_per_million: _builtins.str
+    """Prompt tokens read from the cache. Empty: priced as input."""
+    cached_write_usd_per_million: _builtins.str
+    """Prompt tokens written to the cache. Empty: priced as input."""
+    reasoning_usd_per_million: _builtins.str
+    """Reasoning tokens. Empty: priced as output."""
+    max_prompt_tokens: _builtins.int
+    """The longest prompt, in tokens, that the price holds for. 0: any length."""
+    replace: _builtins.bool
+    """Replace an entry with the same `effective_time` and other values. Without it such a call fails with ALREADY_EXISTS."""
+    source: _builtins.str
+    """Where the price is from, at most 100 characters. Default: "operator". The names "seed" and "genai-prices" are taken."""
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """Start of validity, from the year 2000 to five years from now. It ends where the next entry of the same provider and
+        model begins. Default: now, unless the price in force has these values already, which is then the answer.
+        """
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        input_usd_per_million: _builtins.str = ...,
+        output_usd_per_million: _builtins.str = ...,
+        cached_read_usd_per_million: _builtins.str = ...,
+        cached_write_usd_per_million: _builtins.str = ...,
+        reasoning_usd_per_million: _builtins.str = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
+        replace: _builtins.bool = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_read_usd_per_million", b"cached_read_usd_per_million", "cached_write_usd_per_million", b"cached_write_usd_per_million", "effective_time", b"effective_time", "input_usd_per_million", b"input_usd_per_million", "max_prompt_tokens", b"max_prompt_tokens", "model", b"model", "output_usd_per_million", b"output_usd_per_million", "provider", b"provider", "reasoning_usd_per_million", b"reasoning_usd_per_million", "replace", b"replace", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPriceRequest: _TypeAlias = SetPriceRequest  # noqa: Y015
+
+@_typing.final
+class SetPriceResponse(_message.Message):
+    """The price as it now stands in the book."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRICE_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    REPRICE_NEEDED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """Whether this call entered it; false when it stood there already."""
+    reprice_needed: _builtins.bool
+    """Whether usage may have been booked with another price since `effective_time`, so that `Reprice` from there on is
+    needed: false only for a price that is set further ahead than every replica takes to read the book (15 s by default).
+    """
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """The entry."""
+
+    @_builtins.property
+    def replaced(self) -> Global___Price:
+        """The entry that it replaced. Absent: none."""
+
+    def __init__(
+        self,
+        *,
+        price: Global___Price | None = ...,
+        created: _builtins.bool = ...,
+        replaced: Global___Price | None = ...,
+        reprice_needed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price", "replaced", b"replaced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "price", b"price", "replaced", b"replaced", "reprice_needed", b"reprice_needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPriceResponse: _TypeAlias = SetPriceResponse  # noqa: Y015
+
+@_typing.final
+class RepriceRequest(_message.Message):
+    """Asks to price stored usage anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    APPLY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Only this tenant, a UUID. Empty: all."""
+    provider: _builtins.str
+    """Only this provider. Empty: all."""
+    model: _builtins.str
+    """Only this model. Empty: all."""
+    apply: _builtins.bool
+    """Change the books. Without it nothing is changed (a dry run)."""
+    reason: _builtins.str
+    """Why, at most 500 characters; stands in every adjustment. Required with `apply`."""
+    job_id: _builtins.str
+    """UUID that every adjustment carries. Default: one is made. Pages of one run share it without being told."""
+    max_rows: _builtins.int
+    """How many rows to go through in this call, 1 to 100000; 0 means 20000. A call also ends after about ten seconds."""
+    page_token: _builtins.str
+    """Token from the call before. The other fields, but for `max_rows`, must be the same as there."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Usage from this time on. Required."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Usage before this time. Default: all that is stored."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        apply: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        max_rows: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply", b"apply", "end_time", b"end_time", "job_id", b"job_id", "max_rows", b"max_rows", "model", b"model", "page_token", b"page_token", "provider", b"provider", "reason", b"reason", "start_time", b"start_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepriceRequest: _TypeAlias = RepriceRequest  # noqa: Y015
+
+@_typing.final
+class RepriceResponse(_message.Message):
+    """What one call of `Reprice` changed, or in a dry run would change. Add the calls of a run up for its totals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    SCANNED_ROWS_FIELD_NUMBER: _builtins.int
+    CHANGED_ROWS_FIELD_NUMBER: _builtins.int
+    NEWLY_PRICED_ROWS_FIELD_NUMBER: _builtins.int
+    NEWLY_UNPRICED_ROWS_FIELD_NUMBER: _builtins.int
+    UNPRICED_ROWS_FIELD_NUMBER: _builtins.int
+    OLD_COST_USD_FIELD_NUMBER: _builtins.int
+    NEW_COST_USD_FIELD_NUMBER: _builtins.int
+    DELTA_USD_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The run's id."""
+    applied: _builtins.bool
+    """Whether the books were changed."""
+    scanned_rows: _builtins.int
+    """Rows that were looked at."""
+    changed_rows: _builtins.int
+    """Rows with another cost or another price than they had. The others were right already."""
+    newly_priced_rows: _builtins.int
+    """Of the changed rows: those that had no price and have one now."""
+    newly_unpriced_rows: _builtins.int
+    """Of the changed rows: those that had a price and have none now."""
+    unpriced_rows: _builtins.int
+    """Rows that still have no price, those included that lost it."""
+    old_cost_usd: _builtins.str
+    """Cost of the rows looked at as it was, unpriced ones left out; US dollars with 12 decimals."""
+    new_cost_usd: _builtins.str
+    """Their cost as it is now."""
+    delta_usd: _builtins.str
+    """The difference; negative when usage got cheaper."""
+    next_page_token: _builtins.str
+    """Token for the next call; empty when the run is through."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        applied: _builtins.bool = ...,
+        scanned_rows: _builtins.int = ...,
+        changed_rows: _builtins.int = ...,
+        newly_priced_rows: _builtins.int = ...,
+        newly_unpriced_rows: _builtins.int = ...,
+        unpriced_rows: _builtins.int = ...,
+        old_cost_usd: _builtins.str = ...,
+        new_cost_usd: _builtins.str = ...,
+        delta_usd: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "changed_rows", b"changed_rows", "delta_usd", b"delta_usd", "job_id", b"job_id", "new_cost_usd", b"new_cost_usd", "newly_priced_rows", b"newly_priced_rows", "newly_unpriced_rows", b"newly_unpriced_rows", "next_page_token", b"next_page_token", "old_cost_usd", b"old_cost_usd", "scanned_rows", b"scanned_rows", "unpriced_rows", b"unpriced_rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepriceResponse: _TypeAlias = RepriceResponse  # noqa: Y015
+
+@_typing.final
+class ListCostAdjustmentsRequest(_message.Message):
+    """Asks for adjustments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    job_id: _builtins.str
+    """Only those of this run, a UUID. Empty: all."""
+    page_size: _builtins.int
+    """1 to 1000 entries a page; 0 means 100. Anything else is refused."""
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Of usage from this time on. Default: 30 days before `end_time`."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Of usage before this time. Default: now."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCostAdjustmentsRequest: _TypeAlias = ListCostAdjustmentsRequest  # noqa: Y015
+
+@_typing.final
+class CostAdjustment(_message.Message):
+    """One correction of the cost of one attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    USAGE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OLD_COST_USD_FIELD_NUMBER: _builtins.int
+    OLD_PRICE_ID_FIELD_NUMBER: _builtins.int
+    NEW_COST_USD_FIELD_NUMBER: _builtins.int
+    NEW_PRICE_ID_FIELD_NUMBER: _builtins.int
+    DELTA_USD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The attempt."""
+    revision: _builtins.int
+    """1 for the first correction of this attempt, then 2, and so on."""
+    provider: _builtins.str
+    """Provider."""
+    model: _builtins.str
+    """Model."""
+    old_cost_usd: _builtins.str
+    """Cost as it was, US dollars with 12 decimals. Empty: unpriced."""
+    old_price_id: _builtins.str
+    """Id of the price that it was made with. Empty: none."""
+    new_cost_usd: _builtins.str
+    """Cost after the correction. Empty: unpriced."""
+    new_price_id: _builtins.str
+    """Id of its price. Empty: none."""
+    delta_usd: _builtins.str
+    """The difference; an unpriced side counts as 0."""
+    reason: _builtins.str
+    """Why."""
+    job_id: _builtins.str
+    """The run that made it."""
+    @_builtins.property
+    def usage_time(self) -> _timestamp_pb2.Timestamp:
+        """Its usage time."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        usage_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        old_cost_usd: _builtins.str = ...,
+        old_price_id: _builtins.str = ...,
+        new_cost_usd: _builtins.str = ...,
+        new_price_id: _builtins.str = ...,
+        delta_usd: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "usage_time", b"usage_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delta_usd", b"delta_usd", "event_id", b"event_id", "job_id", b"job_id", "model", b"model", "new_cost_usd", b"new_cost_usd", "new_price_id", b"new_price_id", "old_cost_usd", b"old_cost_usd", "old_price_id", b"old_price_id", "provider", b"provider", "reason", b"reason", "revision", b"revision", "usage_time", b"usage_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CostAdjustment: _TypeAlias = CostAdjustment  # noqa: Y015
+
+@_typing.final
+class ListCostAdjustmentsResponse(_message.Message):
+    """A page of adjustments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___CostAdjustment]:
+        """Newest usage first; of one attempt the latest correction first."""
+
+    def __init__(
+        self,
+        *,
+        adjustments: _abc.Iterable[Global___CostAdjustment] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCostAdjustmentsResponse: _TypeAlias = ListCostAdjustmentsResponse  # noqa: Y015

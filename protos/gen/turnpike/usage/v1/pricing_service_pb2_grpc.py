@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PricingServiceStub:
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings.
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,30 @@ class PricingServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesResponse.FromString,
                 _registered_method=True)
+        self.ListPriceHistory = channel.unary_unary(
+                '/turnpike.usage.v1.PricingService/ListPriceHistory',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryResponse.FromString,
+                _registered_method=True)
+        self.SetPrice = channel.unary_unary(
+                '/turnpike.usage.v1.PricingService/SetPrice',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceResponse.FromString,
+                _registered_method=True)
+        self.Reprice = channel.unary_unary(
+                '/turnpike.usage.v1.PricingService/Reprice',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceResponse.FromString,
+                _registered_method=True)
+        self.ListCostAdjustments = channel.unary_unary(
+                '/turnpike.usage.v1.PricingService/ListCostAdjustments',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsResponse.FromString,
+                _registered_method=True)
 
 
 class PricingServiceServicer:
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings.
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
     """
 
     def CalculateCost(self, request, context):
@@ -60,6 +80,39 @@ class PricingServiceServicer:
 
     def ListPrices(self, request, context):
         """Lists the prices that were valid at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPriceHistory(self, request, context):
+        """Lists every price that one model ever had or will have, also those that were replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrice(self, request, context):
+        """Enters a price. Stored usage keeps the cost that it was booked with until `Reprice`. The same call again changes
+        nothing, so a lost answer is no reason not to repeat it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reprice(self, request, context):
+        """Prices stored usage anew by the price book as it is now. Without `apply` it only tells what would change. A row whose
+        cost changes is corrected together with its share in every report, and an adjustment is appended that keeps what was
+        booked before; a row that has the right price stays as it is, so a second run changes nothing. Each call goes through
+        a bounded number of rows: call again with `page_token` until there is no `next_page_token`. A run that was cut off can
+        be resumed from any token or begun anew. Usage whose rows retention has dropped stays as booked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCostAdjustments(self, request, context):
+        """Lists what `Reprice` has changed of a tenant's usage, newest usage first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +131,26 @@ def add_PricingServiceServicer_to_server(servicer, server):
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesResponse.SerializeToString,
             ),
+            'ListPriceHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPriceHistory,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryResponse.SerializeToString,
+            ),
+            'SetPrice': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrice,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceResponse.SerializeToString,
+            ),
+            'Reprice': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reprice,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceResponse.SerializeToString,
+            ),
+            'ListCostAdjustments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCostAdjustments,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'turnpike.usage.v1.PricingService', rpc_method_handlers)
@@ -87,7 +160,7 @@ def add_PricingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PricingService:
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings.
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
     """
 
     @staticmethod
@@ -134,6 +207,114 @@ class PricingService:
             '/turnpike.usage.v1.PricingService/ListPrices',
             turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPricesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPriceHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.PricingService/ListPriceHistory',
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListPriceHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.PricingService/SetPrice',
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.SetPriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reprice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.PricingService/Reprice',
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.RepriceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCostAdjustments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.PricingService/ListCostAdjustments',
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_pricing__service__pb2.ListCostAdjustmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PricingServiceStub:
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,49 @@ class PricingServiceStub:
     """Prices a number of tokens. Never stores anything."""
     ListPrices: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPricesRequest, _pricing_service_pb2.ListPricesResponse]
     """Lists the prices that were valid at a time."""
+    ListPriceHistory: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPriceHistoryRequest, _pricing_service_pb2.ListPriceHistoryResponse]
+    """Lists every price that one model ever had or will have, also those that were replaced."""
+    SetPrice: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceRequest, _pricing_service_pb2.SetPriceResponse]
+    """Enters a price. Stored usage keeps the cost that it was booked with until `Reprice`. The same call again changes
+    nothing, so a lost answer is no reason not to repeat it.
+    """
+    Reprice: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.RepriceRequest, _pricing_service_pb2.RepriceResponse]
+    """Prices stored usage anew by the price book as it is now. Without `apply` it only tells what would change. A row whose
+    cost changes is corrected together with its share in every report, and an adjustment is appended that keeps what was
+    booked before; a row that has the right price stays as it is, so a second run changes nothing. Each call goes through
+    a bounded number of rows: call again with `page_token` until there is no `next_page_token`. A run that was cut off can
+    be resumed from any token or begun anew. Usage whose rows retention has dropped stays as booked.
+    """
+    ListCostAdjustments: _grpc.UnaryUnaryMultiCallable[_pricing_service_pb2.ListCostAdjustmentsRequest, _pricing_service_pb2.ListCostAdjustmentsResponse]
+    """Lists what `Reprice` has changed of a tenant's usage, newest usage first."""
 
 @_typing.type_check_only
 class PricingServiceAsyncStub(PricingServiceStub):
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CalculateCost: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.CalculateCostRequest, _pricing_service_pb2.CalculateCostResponse]  # type: ignore[assignment]
     """Prices a number of tokens. Never stores anything."""
     ListPrices: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPricesRequest, _pricing_service_pb2.ListPricesResponse]  # type: ignore[assignment]
     """Lists the prices that were valid at a time."""
+    ListPriceHistory: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ListPriceHistoryRequest, _pricing_service_pb2.ListPriceHistoryResponse]  # type: ignore[assignment]
+    """Lists every price that one model ever had or will have, also those that were replaced."""
+    SetPrice: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.SetPriceRequest, _pricing_service_pb2.SetPriceResponse]  # type: ignore[assignment]
+    """Enters a price. Stored usage keeps the cost that it was booked with until `Reprice`. The same call again changes
+    nothing, so a lost answer is no reason not to repeat it.
+    """
+    Reprice: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.RepriceRequest, _pricing_service_pb2.RepriceResponse]  # type: ignore[assignment]
+    """Prices stored usage anew by the price book as it is now. Without `apply` it only tells what would change. A row whose
+    cost changes is corrected together with its share in every report, and an adjustment is appended that keeps what was
+    booked before; a row that has the right price stays as it is, so a second run changes nothing. Each call goes through
+    a bounded number of rows: call again with `page_token` until there is no `next_page_token`. A run that was cut off can
+    be resumed from any token or begun anew. Usage whose rows retention has dropped stays as booked.
+    """
+    ListCostAdjustments: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.ListCostAdjustmentsRequest, _pricing_service_pb2.ListCostAdjustmentsResponse]  # type: ignore[assignment]
+    """Lists what `Reprice` has changed of a tenant's usage, newest usage first."""
 
 class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers what tokens cost. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
 
     @_abc_1.abstractmethod
     def CalculateCost(
@@ -66,5 +96,44 @@ class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pricing_service_pb2.ListPricesResponse, _abc.Awaitable[_pricing_service_pb2.ListPricesResponse]]:
         """Lists the prices that were valid at a time."""
+
+    @_abc_1.abstractmethod
+    def ListPriceHistory(
+        self,
+        request: _pricing_service_pb2.ListPriceHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pricing_service_pb2.ListPriceHistoryResponse, _abc.Awaitable[_pricing_service_pb2.ListPriceHistoryResponse]]:
+        """Lists every price that one model ever had or will have, also those that were replaced."""
+
+    @_abc_1.abstractmethod
+    def SetPrice(
+        self,
+        request: _pricing_service_pb2.SetPriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pricing_service_pb2.SetPriceResponse, _abc.Awaitable[_pricing_service_pb2.SetPriceResponse]]:
+        """Enters a price. Stored usage keeps the cost that it was booked with until `Reprice`. The same call again changes
+        nothing, so a lost answer is no reason not to repeat it.
+        """
+
+    @_abc_1.abstractmethod
+    def Reprice(
+        self,
+        request: _pricing_service_pb2.RepriceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pricing_service_pb2.RepriceResponse, _abc.Awaitable[_pricing_service_pb2.RepriceResponse]]:
+        """Prices stored usage anew by the price book as it is now. Without `apply` it only tells what would change. A row whose
+        cost changes is corrected together with its share in every report, and an adjustment is appended that keeps what was
+        booked before; a row that has the right price stays as it is, so a second run changes nothing. Each call goes through
+        a bounded number of rows: call again with `page_token` until there is no `next_page_token`. A run that was cut off can
+        be resumed from any token or begun anew. Usage whose rows retention has dropped stays as booked.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCostAdjustments(
+        self,
+        request: _pricing_service_pb2.ListCostAdjustmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pricing_service_pb2.ListCostAdjustmentsResponse, _abc.Awaitable[_pricing_service_pb2.ListCostAdjustmentsResponse]]:
+        """Lists what `Reprice` has changed of a tenant's usage, newest usage first."""
 
 def add_PricingServiceServicer_to_server(servicer: PricingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
