@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -23,6 +24,7 @@ from turnpike_client.connection import DEFAULT_ROUTER, Connection, Deadlines
 from turnpike_client.enums import MidstreamFailure, TaskType, to_wire
 from turnpike_client.errors import Failure, StreamInterrupted
 from turnpike_client.tenant_client import TenantClient
+from turnpike_client.wire import to_duration
 
 
 class CompletionStream(AsyncIterator[StreamEvent]):
@@ -166,8 +168,9 @@ class RouterClient:
         needs_tools: bool = False,
         needs_json: bool = False,
         needs_vision: bool = False,
+        remaining_time: timedelta | None = None,
     ) -> RouteExplanation:
-        """How a request would be routed, without calling a provider."""
+        """How a request would be routed, without calling a provider; `remaining_time`: until its deadline."""
         request = router_service_pb2.ExplainRouteRequest(
             tenant_id=tenant_id,
             task_type=cast("Any", to_wire(task_type)),
@@ -177,6 +180,7 @@ class RouterClient:
             needs_tools=needs_tools,
             needs_json=needs_json,
             needs_vision=needs_vision,
+            remaining_time=to_duration(remaining_time) if remaining_time is not None else None,
         )
         response: router_service_pb2.ExplainRouteResponse = await self._connection.unary(
             self._stub().ExplainRoute, request, timeout_s=self._deadlines.call_s

@@ -95,6 +95,7 @@ class RouteQuestion:
     tenant_id: UUID
     needs: Needs
     task: TaskType
+    remaining_s: float | None = None
 
 
 def completion_from_proto(request: CompletionProto, rules: RequestRules) -> CompletionRequest:
@@ -144,6 +145,11 @@ def route_question_from_proto(request: pb.ExplainRouteRequest, rules: RequestRul
     tenant_id = check.uuid("tenant_id", request.tenant_id)
     task = check.task(request.task_type)
     check.not_negative("estimated_tokens", request.estimated_tokens)
+    remaining_s = None
+    if request.HasField("remaining_time"):
+        remaining_s = request.remaining_time.seconds + request.remaining_time.nanos / 1e9
+        if remaining_s <= 0:
+            check.refuse("remaining_time", f"must be more than 0, or absent for no deadline, not {remaining_s:g} s")
     needs = Needs(
         model=check.model(request),
         provider=check.named_provider(request),
@@ -154,7 +160,7 @@ def route_question_from_proto(request: pb.ExplainRouteRequest, rules: RequestRul
     )
     check.done()
     assert tenant_id is not None
-    return RouteQuestion(tenant_id, needs, task)
+    return RouteQuestion(tenant_id, needs, task, remaining_s)
 
 
 def tenant_id_from_proto(request: pb.ListProvidersRequest) -> UUID | None:

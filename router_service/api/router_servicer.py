@@ -71,7 +71,10 @@ class RouterServicer(RouterServiceServicer):
         """Explain without calling anybody."""
         del context
         question = route_question_from_proto(request, self._rules)
-        return explanation_to_proto(await self._router.explain(question.tenant_id, question.needs, question.task))
+        explanation = await self._router.explain(
+            question.tenant_id, question.needs, question.task, remaining_s=question.remaining_s
+        )
+        return explanation_to_proto(explanation)
 
     async def ListProviders(self, request: pb.ListProvidersRequest, context: Context) -> pb.ListProvidersResponse:
         """List the catalogue as the tenant finds it."""

@@ -20,6 +20,9 @@ from router_service.domain.errors import FailureKind, ProviderError
 AVERAGE_WEIGHT = 0.2  # of the newest observation: about the last ten count
 HEALTHY_ERROR_RATE = 0.2
 ERROR_HALF_LIFE_S = 30.0  # a route that is passed over for its errors gets no attempt that could clear it: time does
+SPEEDS_LAST_S = 300.0  # without an attempt for so long, nobody knows any more how fast a route is
+KEY_RECOVERY_S = 300.0
+RATE_LIMIT_RECOVERY_S = 60.0
 CONSECUTIVE_FAILURES_TO_OPEN = 5
 WINDOW_S = 10.0
 WINDOW_MIN_ATTEMPTS = 20
@@ -163,8 +166,12 @@ class RouteHealth:
     observed_at: float = 0.0
 
     def at(self, now: float) -> RouteHealth:
-        """The health as it is to be judged at `now`: errors are forgotten with time, half of them every 30 s."""
-        if self.error_rate == 0.0 or now <= self.observed_at:
+        """The health as judged at `now`: half of the errors are forgotten every 30 s, speeds after 5 minutes."""
+        if self.attempts == 0 or now <= self.observed_at:
+            return self
+        if now - self.observed_at >= SPEEDS_LAST_S:
+            return RouteHealth(breaker=self.breaker, observed_at=now)
+        if self.error_rate == 0.0:
             return self
         faded = self.error_rate * 0.5 ** ((now - self.observed_at) / ERROR_HALF_LIFE_S)
         return replace(self, error_rate=faded, observed_at=now)
@@ -203,6 +210,20 @@ class RouteHealth:
 
 
 UNOBSERVED = RouteHealth()
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTrouble:
+    """The last 401, 402 or 429 of a key, `age_s` ago. It outlives the rest that it caused, and fades."""
+
+    kind: FailureKind
+    age_s: float
+
+    @property
+    def recovered(self) -> float:
+        """From 0 right after the trouble to 1 when it is forgotten."""
+        lasts_s = RATE_LIMIT_RECOVERY_S if self.kind is FailureKind.RATE_LIMITED else KEY_RECOVERY_S
+        return min(1.0, max(0.0, self.age_s / lasts_s))
 
 
 @dataclass(frozen=True, slots=True)

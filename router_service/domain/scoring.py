@@ -3,8 +3,9 @@
 | term | value | weight |
 |---|---|---|
 | preference | 1 for the tenant's preferred provider while it is healthy, not throttled and fast enough, else 0 | 20 |
-| health | 1 - moving average of failures | 4 |
+| health | 1 - moving average of failures, which fades with a half-life of 30 s while nobody tries | 4 |
 | quota | what is left of the tightest limit: the tenant's, or the key's own at the provider | 2 |
+| credential | 0 right after a 401, 402 or 429 of the key, back to 1 within 5 minutes (429: 1 minute) | 2 |
 | funding | 1 for the tenant's own key or none, 0.5 for the operator's | 1 |
 | latency | 0.5 / (0.5 + seconds to the first token) | by task |
 | throughput | tokens per second / (100 + tokens per second) | by task |
@@ -16,9 +17,10 @@
 when more than a fifth of the attempts fail, when the tenant's limit says to fail over, or when the caller's deadline
 would pass before the provider's usual first token.
 
-Nobody knows yet how fast a provider without attempts is: it is taken for average. `luck`, a random number per
-candidate, decides among scores that are nearly equal, so that equal candidates share the load; a candidate without
-attempts has a wider spread, so that now and then one is tried.
+Nobody knows yet how fast a provider without attempts is, or one that nobody has tried for 5 minutes: it is taken for
+average. `luck`, a random number per candidate, decides among scores that are nearly equal (within 0.02), so that equal
+candidates share the load instead of all requests falling upon the one that was best a moment ago; a candidate without
+fresh data has a wider spread (0.05), so that now and then one is tried.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ from types import MappingProxyType
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import TaskType
-from router_service.domain.health import HEALTHY_ERROR_RATE, UNOBSERVED, RouteHealth
+from router_service.domain.health import HEALTHY_ERROR_RATE, UNOBSERVED, KeyTrouble, RouteHealth
 from router_service.domain.usage import Funding
 
 UNKNOWN = 0.5
 SPREAD = 0.02
 SPREAD_WITHOUT_DATA = 0.05
 
-_COMMON = {"preference": 20.0, "health": 4.0, "quota": 2.0, "funding": 1.0}
+_COMMON = {"preference": 20.0, "health": 4.0, "quota": 2.0, "credential": 2.0, "funding": 1.0}
 
 
 def _weights(
@@ -80,12 +82,18 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a candidate when a request is ranked. None means unknown. `luck` runs from 0 to 1."""
+    """What is known of a candidate when a request is ranked. None means unknown. `luck` runs from 0 to 1.
+
+    `limit_remaining_ratio` is of the tenant's own limits, `key_remaining_ratio` of the key's at the provider. `trouble`
+    is the last 401, 402 or 429 of the key.
+    """
 
     candidate: Candidate
     health: RouteHealth = UNOBSERVED
     price_usd_per_million: tuple[Decimal, Decimal] | None = None
-    quota_remaining_ratio: float | None = None
+    limit_remaining_ratio: float | None = None
+    key_remaining_ratio: float | None = None
+    trouble: KeyTrouble | None = None
     should_failover: bool = False
     luck: float = 0.5
 
@@ -108,7 +116,7 @@ def rank(
     remaining_s: float | None,
     preference_is_strict: bool = False,
 ) -> list[Scored]:
-    """The candidates, best first. `weights` overrides those of the task, by name of the term.
+    """The candidates, best first, in whichever order they came. `weights` overrides those of the task, by term.
 
     `preference_is_strict` keeps the preferred provider first whatever its state: for tenants without failover.
     """
@@ -116,10 +124,15 @@ def rank(
     preference = _Preference(preferred_provider, remaining_s, is_strict=preference_is_strict)
     ordered = sorted(
         ((_score(fact, task, preference.of(fact), effective, remaining_s), fact) for fact in facts),
-        key=lambda pair: pair[0].score + _spread(pair[1]) * pair[1].luck,
-        reverse=True,
+        key=lambda pair: _place(*pair),
     )
     return [scored for scored, _ in ordered]
+
+
+def _place(scored: Scored, fact: Facts) -> tuple[float, str, str]:
+    """Sorts by score and luck; the names settle what is still even, so that the order of arrival never does."""
+    candidate = scored.candidate
+    return (-(scored.score + _spread(fact) * fact.luck), candidate.provider, candidate.model.name)
 
 
 def _spread(fact: Facts) -> float:
@@ -140,6 +153,7 @@ def _score(
         ("throughput", *_throughput(fact.health)),
         ("price", *_price(fact.price_usd_per_million)),
         ("quota", *_quota(fact)),
+        ("credential", *_credential(fact.trouble)),
         ("task_fit", *_task_fit(fact.candidate, task)),
         ("context", *_context(fact.candidate)),
         ("funding", *_funding(fact.candidate)),
@@ -211,12 +225,25 @@ def _price(price: tuple[Decimal, Decimal] | None) -> tuple[float, str]:
 
 
 def _quota(fact: Facts) -> tuple[float, str]:
-    ratio = fact.quota_remaining_ratio
     if fact.should_failover:
         return 0.0, "the tenant's limit here says to fail over"
-    if ratio is None:
+    known = [
+        (ratio, f"{ratio:.0%} of {whose} left")
+        for ratio, whose in (
+            (fact.limit_remaining_ratio, "the tenant's tightest limit"),
+            (fact.key_remaining_ratio, "the key's own limit at the provider"),
+        )
+        if ratio is not None
+    ]
+    if not known:
         return 1.0, "no limit known"
-    return min(1.0, max(0.0, ratio)), f"{ratio:.0%} of the tightest limit left"
+    return min(1.0, max(0.0, min(known)[0])), ", ".join(evidence for _, evidence in known)
+
+
+def _credential(trouble: KeyTrouble | None) -> tuple[float, str]:
+    if trouble is None:
+        return 1.0, "no complaint of the provider about the key"
+    return trouble.recovered, f"{trouble.kind.value} {trouble.age_s:.0f} s ago"
 
 
 def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, str]:

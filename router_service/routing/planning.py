@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+
+import msgspec
 
 from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.catalog import ProviderSpec
@@ -19,6 +20,8 @@ from router_service.routing.ports import LimitLevels, Prices
 from router_service.routing.scoreboard import Block, Scoreboard
 
 MAX_DECISION_LENGTH = 2000
+DETAILED = 3  # candidates of a decision that is kept, with the values of their terms
+LISTED = 8  # candidates of a decision that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,33 @@ class Plan:
     is_last_resort: bool = False
 
     def decision(self) -> str:
-        """The decision as the ledger keeps it: a short JSON text without secrets."""
-        rank = [[s.candidate.provider, s.candidate.model.name, round(s.score, 3)] for s in self.ranked[:5]]
+        """The decision as the ledger keeps it: JSON of at most 2000 characters, without secrets and without the prompt.
+
+        `terms` names the terms and `weights` has their weights, in one order; each entry of `rank` is provider, model,
+        who pays, score and, for the first three, the values of the terms; each of `out` is provider, model and reason.
+        What does not fit is left out from the end, and `shortened` says so.
+        """
         out = [[e.provider, e.model, e.reason] for e in (*self.exclusions, *(b.exclusion for b in self.blocks))]
-        text = json.dumps({"rank": rank, "out": out}, separators=(",", ":"))
-        return text if len(text) <= MAX_DECISION_LENGTH else json.dumps({"rank": rank[:1], "shortened": True})
+        for detailed, listed, left_out in ((DETAILED, LISTED, len(out)), (DETAILED, DETAILED, 0), (1, 1, 0)):
+            is_shortened = listed < min(LISTED, len(self.ranked)) or left_out < len(out)
+            text = self._told(detailed, listed, out[:left_out], is_shortened=is_shortened)
+            if len(text) <= MAX_DECISION_LENGTH:
+                return text
+        return '{"shortened":true}'
+
+    def _told(self, detailed: int, listed: int, out: list[list[str]], *, is_shortened: bool) -> str:
+        terms = self.ranked[0].terms if self.ranked else ()
+        told: dict[str, object] = {
+            "terms": [term.name for term in terms],
+            "weights": [term.weight for term in terms],
+            "rank": [
+                _in_short(scored, with_terms=place < detailed) for place, scored in enumerate(self.ranked[:listed])
+            ],
+            "out": out,
+        }
+        if is_shortened:
+            told["shortened"] = True
+        return msgspec.json.encode(told).decode()
 
 
 class Planner:
@@ -95,19 +120,13 @@ class Planner:
 
     def _facts(self, tenant: Tenant, candidate: Candidate, now: float, luck: float) -> Facts:
         headroom = self._limits.headroom(tenant.id, candidate.provider, candidate.model.name)
-        ratios = [
-            ratio
-            for ratio in (
-                headroom.remaining_ratio if headroom is not None else None,
-                self._scoreboard.quota_ratio(candidate, now),
-            )
-            if ratio is not None
-        ]
         return Facts(
             candidate,
             health=self._scoreboard.health(candidate).at(now),
             price_usd_per_million=self._prices.usd_per_million(candidate.provider, candidate.model.name),
-            quota_remaining_ratio=min(ratios, default=None),
+            limit_remaining_ratio=headroom.remaining_ratio if headroom is not None else None,
+            key_remaining_ratio=self._scoreboard.quota_ratio(candidate, now),
+            trouble=self._scoreboard.trouble(candidate, now),
             should_failover=headroom is not None and headroom.should_failover,
             luck=luck,
         )
@@ -132,6 +151,13 @@ class Planner:
             else:
                 blocks.append(block)
         return free, blocks
+
+
+def _in_short(scored: Scored, *, with_terms: bool) -> list[object]:
+    candidate = scored.candidate
+    payer = candidate.funding.value if candidate.funding is not None else ""
+    head: list[object] = [candidate.provider, candidate.model.name, payer, round(scored.score, 3)]
+    return [*head, [round(term.value, 3) for term in scored.terms]] if with_terms else head
 
 
 def _is_rejected_own_key(block: Block) -> bool:

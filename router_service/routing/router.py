@@ -161,10 +161,13 @@ class Router:
         finally:
             run.stop(Reason.CALLER_LEFT)
 
-    async def explain(self, tenant_id: UUID, needs: Needs, task: TaskType) -> Explanation:
+    async def explain(
+        self, tenant_id: UUID, needs: Needs, task: TaskType, *, remaining_s: float | None = None
+    ) -> Explanation:
         """How such a request would be routed now, without calling anybody. Raises `ServiceError` for the tenant."""
         tenant = await self._tenants.get(tenant_id)
-        plan = self._planner.plan(tenant, needs, task, now=self._shared.monotonic(), remaining_s=None, luck=lambda: 0.5)
+        now = self._shared.monotonic()
+        plan = self._planner.plan(tenant, needs, task, now=now, remaining_s=remaining_s, luck=lambda: 0.5)
         excluded = (*plan.exclusions, *(block.exclusion for block in plan.blocks))
         ranked = plan.ranked
         if plan.rejected_key is not None:

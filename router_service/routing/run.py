@@ -79,6 +79,7 @@ class Run:
         self._errors: list[ProviderError] = []
         self._partial: tuple[TokenUsage | None, UsageSource] = (None, UsageSource.NONE)
         self._input_tokens = 0
+        self._decision = ""
         self._stop: Reason | None = None
         self._is_draining = False
         self._is_over = False
@@ -122,6 +123,7 @@ class Run:
 
     async def _serve(self) -> CompletionResult:
         self._input_tokens = estimate_input_tokens(self._request)
+        self._decision = self._plan.decision()
         candidate = self._succession.first()
         if candidate is None:
             raise await self._refused()
@@ -229,7 +231,7 @@ class Run:
             user_id=request.user_id,
             estimated_input_tokens=self._input_tokens,
             labels=request.labels,
-            decision=self._plan.decision(),
+            decision=self._decision,
         )
         try:
             await shared.journal.opened(opened)

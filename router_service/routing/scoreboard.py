@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.completion import QuotaHeaders
 from router_service.domain.errors import FailureKind, ProviderError
-from router_service.domain.health import UNOBSERVED, Culprit, Rest, RouteHealth, culprit, rest_after
+from router_service.domain.health import UNOBSERVED, Culprit, KeyTrouble, Rest, RouteHealth, culprit, rest_after
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -43,6 +43,7 @@ class Scoreboard:
         self._routes: Recent[tuple[str, str, str], RouteHealth] = Recent(max_entries)
         self._rests: Recent[tuple[str, ...], Rest] = Recent(max_entries)
         self._quotas: Recent[tuple[str, str], tuple[float, float]] = Recent(max_entries)
+        self._troubles: Recent[tuple[str, str], tuple[FailureKind, float]] = Recent(max_entries)
 
     def health(self, candidate: Candidate) -> RouteHealth:
         return self._routes.get(candidate.route_key) or UNOBSERVED
@@ -107,6 +108,8 @@ class Scoreboard:
             self.abandoned(candidate, began_at=began_at)
             if whose is Culprit.NOBODY:
                 return
+        if whose is Culprit.KEY:
+            self._troubles.put(candidate.credential_key, (error.cause, now))
         key = candidate.credential_key if whose is Culprit.KEY else _key_and_model(candidate)
         rest, earlier = rest_after(error, now), self._rests.get(key)
         self._rests.put(key, rest if earlier is None else earlier.joined_by(rest))
@@ -131,6 +134,14 @@ class Scoreboard:
         if known:
             ratio, memory_s = min(known)
             self._quotas.put(candidate.credential_key, (ratio, now + memory_s))
+
+    def trouble(self, candidate: Candidate, now: float) -> KeyTrouble | None:
+        """The key's last 401, 402 or 429, as long as it is not forgotten."""
+        last = self._troubles.get(candidate.credential_key)
+        if last is None:
+            return None
+        trouble = KeyTrouble(last[0], now - last[1])
+        return trouble if trouble.recovered < 1.0 else None
 
     def quota_ratio(self, candidate: Candidate, now: float) -> float | None:
         """What is left of the key's tightest limit at the provider, from 0 to 1; None when nothing recent is known."""

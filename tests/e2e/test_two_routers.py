@@ -289,6 +289,10 @@ def test_a_late_count_reaches_the_books_with_the_providers_own_cost(site: Site) 
     assert (event.token_usage.input_tokens, event.token_usage.output_tokens) == (31, 9)
     assert event.provider_reported_cost_usd == "0.000420000000"
     assert event.model == "vendor/served"
+    decision = json.loads(event.decision)
+    assert decision["rank"][0][:3] == ["openrouter", "ok?n=1000&gap_ms=10&model=vendor/served", "tenant_key"]
+    assert len(decision["rank"][0][4]) == len(decision["terms"]) == len(decision["weights"]) > 0
+    assert ["groq", "", "NOT_REQUESTED"] in decision["out"]
 
 
 def test_u2_after_kill_9_the_router_asks_again_and_the_books_have_one_row(site: Site) -> None:

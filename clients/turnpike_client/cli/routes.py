@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
 from turnpike_client.cli.options import json_option, one_of, tenant_option
@@ -63,6 +65,7 @@ def _payer(funding: Funding) -> str:
 @click.option("--needs-tools", is_flag=True)
 @click.option("--needs-json", is_flag=True)
 @click.option("--needs-vision", is_flag=True)
+@click.option("--within", type=click.FloatRange(min=0, min_open=True), help="Seconds until the caller's deadline.")
 @json_option
 @pass_session
 def explain(
@@ -76,6 +79,7 @@ def explain(
     needs_tools: bool,
     needs_json: bool,
     needs_vision: bool,
+    within: float | None,
     as_json: bool,
 ) -> None:
     """Show how a request would be routed, and why, without calling anybody."""
@@ -91,6 +95,7 @@ def explain(
                 needs_tools=needs_tools,
                 needs_json=needs_json,
                 needs_vision=needs_vision,
+                remaining_time=timedelta(seconds=within) if within is not None else None,
             )
 
     route = session.run(read())

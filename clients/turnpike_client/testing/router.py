@@ -21,13 +21,15 @@ _Event = router_service_pb2.StreamCompletionResponse
 class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
     """Answers completions from `replies` and remembers the `requests`; echoes when no reply is left.
 
-    `cancelled_request_count` counts the streams whose caller left. `explanation` and `providers` are answered as set.
+    `cancelled_request_count` counts the streams whose caller left. `explanation` and `providers` are answered as set,
+    the former to the `questions`.
     """
 
     def __init__(self, replies: list[Reply]) -> None:
         self.replies = replies
         self.requests: list[_Request] = []
         self.cancelled_request_count = 0
+        self.questions: list[router_service_pb2.ExplainRouteRequest] = []
         self.explanation = router_service_pb2.ExplainRouteResponse(auto_failover=True)
         self.providers: list[router_service_pb2.ProviderInfo] = [
             router_service_pb2.ProviderInfo(
@@ -73,6 +75,7 @@ class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
     async def ExplainRoute(
         self, request: router_service_pb2.ExplainRouteRequest, context: Any
     ) -> router_service_pb2.ExplainRouteResponse:
+        self.questions.append(request)
         return self.explanation
 
     async def ListProviders(

@@ -288,7 +288,7 @@ async def test_limits_and_routes_are_printed(turnpike: FakeTurnpike, run: Run) -
     )
 
     limits = await run("limits", "--tenant", TENANT)
-    route = await run("explain", "--tenant", TENANT, "--task", "code", "--needs-tools")
+    route = await run("explain", "--tenant", TENANT, "--task", "code", "--needs-tools", "--within", "2.5")
     providers = await run("providers", "--json")
 
     assert limits.stdout.splitlines()[1].split()[:6] == ["critical", "96.0", "960", "1,000", "60", "s"]

@@ -298,9 +298,11 @@ async def test_routes_and_providers_are_told(turnpike: FakeTurnpike, router: Rou
         config_version=4,
     )
 
-    route = await router.explain_route(TENANT, needs_tools=True)
+    route = await router.explain_route(TENANT, needs_tools=True, remaining_time=timedelta(seconds=1.5))
     [provider] = await router.list_providers(TENANT)
 
+    (question,) = turnpike.router.questions
+    assert (question.needs_tools, question.remaining_time.ToMilliseconds()) == (True, 1500)
     assert [candidate.terms[0].name for candidate in route.candidates] == ["price"]
     assert [(e.provider, e.reason) for e in route.excluded] == [("llm7", "NO_KEY")]
     assert (provider.name, provider.funding, provider.models[0].context_window_tokens) == (

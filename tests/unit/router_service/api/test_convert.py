@@ -7,6 +7,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from router_service.api.convert import (
     CompletionProto,
@@ -210,6 +211,15 @@ def test_a_question_about_a_route_is_checked_too() -> None:
     assert question.needs == Needs(model="m", provider="groq", tools=True, vision=True, total_tokens=9)
     with pytest.raises(InvalidRequest):
         route_question_from_proto(pb.ExplainRouteRequest(tenant_id="x", estimated_tokens=-1), RULES)
+
+
+def test_a_question_may_say_how_much_time_is_left() -> None:
+    asked = pb.ExplainRouteRequest(tenant_id=TENANT, remaining_time=Duration(seconds=1, nanos=500_000_000))
+
+    assert route_question_from_proto(asked, RULES).remaining_s == 1.5
+    assert route_question_from_proto(pb.ExplainRouteRequest(tenant_id=TENANT), RULES).remaining_s is None
+    with pytest.raises(InvalidRequest, match="remaining_time"):
+        route_question_from_proto(pb.ExplainRouteRequest(tenant_id=TENANT, remaining_time=Duration()), RULES)
 
 
 def test_providers_may_be_listed_for_nobody() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from router_service.domain.candidate import Candidate
 from router_service.domain.catalog import ModelFacts
 from router_service.domain.completion import TaskType
-from router_service.domain.health import RouteHealth
+from router_service.domain.errors import FailureKind
+from router_service.domain.health import KeyTrouble, RouteHealth
 from router_service.domain.scoring import TASK_WEIGHTS, TERM_NAMES, Facts, Scored, rank
 from router_service.domain.usage import Funding
 from tests.support.router_fakes import key, spec
@@ -54,7 +56,7 @@ POOR = RouteHealth(first_token_s=20.0, tokens_per_s=1.0, error_rate=0.19, attemp
 
 @pytest.mark.parametrize("task", TaskType)
 def test_a_preferred_provider_that_can_serve_is_always_first(task: TaskType) -> None:
-    poor = facts("groq", health=POOR, price_usd_per_million=(Decimal(100), Decimal(500)), quota_remaining_ratio=0.0)
+    poor = facts("groq", health=POOR, price_usd_per_million=(Decimal(100), Decimal(500)), limit_remaining_ratio=0.0)
     perfect = facts("llm7", health=PERFECT, price_usd_per_million=(Decimal(0), Decimal(0)), luck=1.0)
 
     assert ranked(perfect, poor, task=task, preferred="groq") == ["groq", "llm7"]
@@ -93,7 +95,7 @@ def test_without_failover_the_preference_is_strict() -> None:
             {"price_usd_per_million": (Decimal("0.1"), Decimal("0.1"))},
             {"price_usd_per_million": (Decimal(9), Decimal(30))},
         ),
-        ({"quota_remaining_ratio": 0.9}, {"quota_remaining_ratio": 0.1}),
+        ({"limit_remaining_ratio": 0.9}, {"limit_remaining_ratio": 0.1}),
     ],
 )
 def test_each_term_can_decide(better: dict[str, object], worse: dict[str, object]) -> None:
@@ -146,6 +148,74 @@ def test_a_candidate_without_attempts_is_tried_now_and_then() -> None:
     assert ranked(facts("groq", health=known, luck=0.5), facts("llm7", luck=1.0))[0] == "llm7"
 
 
+@pytest.mark.parametrize(("kind", "forgotten_s"), [(FailureKind.RATE_LIMITED, 60.0), (FailureKind.NO_CREDIT, 300.0)])
+def test_a_key_that_was_in_trouble_lately_stands_behind_until_that_is_forgotten(
+    kind: FailureKind, forgotten_s: float
+) -> None:
+    fresh = facts("groq", trouble=KeyTrouble(kind, 1.0), luck=0.5)
+    old = facts("groq", trouble=KeyTrouble(kind, forgotten_s), luck=0.5)
+
+    assert ranked(fresh, facts("llm7")) == ["llm7", "groq"]
+    assert ranked(old, facts("llm7")) == ["groq", "llm7"]
+
+
+def test_both_limits_are_told_and_the_tighter_one_counts() -> None:
+    both = facts("groq", limit_remaining_ratio=0.4, key_remaining_ratio=0.12)
+
+    (scored,) = rank([both], task=TaskType.CHAT, preferred_provider=None, weights={}, remaining_s=None)
+    quota = next(entry for entry in scored.terms if entry.name == "quota")
+
+    assert quota.value == pytest.approx(0.12)
+    assert quota.evidence == "40% of the tenant's tightest limit left, 12% of the key's own limit at the provider left"
+
+
+RATIOS = st.none() | st.floats(0, 1)
+ANY_FACTS = st.builds(
+    facts,
+    st.sampled_from(["groq", "llm7", "openrouter", "local", "sandbox"]),
+    health=st.builds(
+        RouteHealth,
+        first_token_s=st.none() | st.floats(0, 60),
+        tokens_per_s=st.none() | st.floats(0, 5000),
+        error_rate=st.floats(0, 1),
+        attempts=st.integers(0, 3),
+    ),
+    limit_remaining_ratio=RATIOS,
+    key_remaining_ratio=RATIOS,
+    trouble=st.none() | st.builds(KeyTrouble, st.just(FailureKind.NO_CREDIT), st.floats(0, 400)),
+    should_failover=st.booleans(),
+    luck=st.sampled_from([0.0, 0.5, 1.0]),
+)
+
+
+@given(
+    st.lists(ANY_FACTS, max_size=5, unique_by=lambda fact: fact.candidate.provider).flatmap(
+        lambda given: st.tuples(st.just(given), st.permutations(given))
+    ),
+    st.sampled_from(TaskType),
+    st.floats(0.1, 60) | st.none(),
+)
+def test_the_order_of_candidates_does_not_depend_on_how_they_came(
+    given: tuple[list[Facts], list[Facts]], task: TaskType, remaining_s: float | None
+) -> None:
+    one, other = (ranked(*candidates, task=task, preferred="groq", remaining_s=remaining_s) for candidates in given)
+
+    assert one == other
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_equal_candidates_share_the_load_over_many_requests(task: TaskType) -> None:
+    luck = random.Random(20261124)
+    names = ["groq", "llm7", "local", "openrouter"]
+    observed = RouteHealth(first_token_s=0.4, tokens_per_s=80.0, attempts=40)
+
+    firsts = Counter(
+        ranked(*(facts(name, health=observed, luck=luck.random()) for name in names), task=task)[0] for _ in range(1000)
+    )
+
+    assert all(200 <= firsts[name] <= 300 for name in names)
+
+
 @given(
     st.sampled_from(TaskType),
     st.dictionaries(st.sampled_from(sorted(TERM_NAMES)), st.floats(0, 100)),
@@ -155,7 +225,7 @@ def test_a_candidate_without_attempts_is_tried_now_and_then() -> None:
 def test_a_score_is_the_weighted_mean_of_values_from_0_to_1(
     task: TaskType, weights: dict[str, float], error_rate: float, first_token_s: float
 ) -> None:
-    fact = facts("groq", health=RouteHealth(first_token_s, 10.0, error_rate, 5), quota_remaining_ratio=7.0)
+    fact = facts("groq", health=RouteHealth(first_token_s, 10.0, error_rate, 5), limit_remaining_ratio=7.0)
 
     scored = rank([fact], task=task, preferred_provider="groq", weights=weights, remaining_s=1.0)[0]
 

@@ -165,3 +165,34 @@ def test_a_limit_of_zero_says_nothing(board: Scoreboard) -> None:
     board.note_quota(OF_ACME, QuotaHeaders(remaining_requests=0, limit_requests=0), 0.0)
 
     assert board.quota_ratio(OF_ACME, 1.0) is None
+
+
+def test_failures_fade_while_nobody_tries_and_old_speeds_are_forgotten(board: Scoreboard) -> None:
+    board.succeeded(OF_ACME, 0.0, began_at=0.0, first_token_s=9.0, tokens_per_s=5.0)
+    for _ in range(3):
+        board.failed(OF_ACME, failure(FailureKind.UPSTREAM_BROKEN), 0.0, began_at=0.0)
+    health = board.health(OF_ACME)
+
+    assert health.at(0.0).error_rate == pytest.approx(0.488)
+    assert health.at(30.0).error_rate == pytest.approx(0.244)
+    assert (health.at(299.0).first_token_s, health.at(299.0).attempts) == (9.0, 4)
+    assert (health.at(300.0).first_token_s, health.at(300.0).attempts) == (None, 0)
+
+
+def test_a_breaker_is_not_forgotten_with_the_speeds(board: Scoreboard) -> None:
+    for _ in range(5):
+        board.failed(OF_ACME, failure(FailureKind.UPSTREAM_BROKEN), 0.0, began_at=0.0)
+
+    assert board.health(OF_ACME).at(1000.0).breaker.open_since == 0.0
+
+
+def test_the_trouble_of_a_key_outlives_its_rest_and_concerns_that_key_only(board: Scoreboard) -> None:
+    board.failed(OF_ACME, failure(FailureKind.RATE_LIMITED, retry_after_s=1), 0.0, began_at=0.0)
+
+    trouble = board.trouble(OF_ACME, 30.0)
+
+    assert is_free(board, OF_ACME, 30.0)
+    assert trouble is not None
+    assert (trouble.kind, trouble.recovered) == (FailureKind.RATE_LIMITED, 0.5)
+    assert board.trouble(OF_ACME, 60.0) is None
+    assert board.trouble(OF_OTHER, 30.0) is None

@@ -5,6 +5,7 @@ Completions: the router's main job."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from turnpike.router.v1 import completion_pb2 as _completion_pb2
@@ -360,6 +361,7 @@ class ExplainRouteRequest(_message.Message):
     NEEDS_TOOLS_FIELD_NUMBER: _builtins.int
     NEEDS_JSON_FIELD_NUMBER: _builtins.int
     NEEDS_VISION_FIELD_NUMBER: _builtins.int
+    REMAINING_TIME_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """UUID of the tenant. Required."""
     task_type: _completion_pb2.TaskType.ValueType
@@ -376,6 +378,12 @@ class ExplainRouteRequest(_message.Message):
     """Whether the request needs JSON output."""
     needs_vision: _builtins.bool
     """Whether the request holds images."""
+    @_builtins.property
+    def remaining_time(self) -> _duration_pb2.Duration:
+        """Time that the completion would have until its caller's deadline. Absent: no deadline. Must be more than 0; a provider
+        whose usual first token comes later scores 0 for latency and loses the tenant's preference.
+        """
+
     def __init__(
         self,
         *,
@@ -387,10 +395,11 @@ class ExplainRouteRequest(_message.Message):
         needs_tools: _builtins.bool = ...,
         needs_json: _builtins.bool = ...,
         needs_vision: _builtins.bool = ...,
+        remaining_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "_provider", b"_provider", "model", b"model", "provider", b"provider"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "_provider", b"_provider", "model", b"model", "provider", b"provider", "remaining_time", b"remaining_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "_provider", b"_provider", "estimated_tokens", b"estimated_tokens", "model", b"model", "needs_json", b"needs_json", "needs_tools", b"needs_tools", "needs_vision", b"needs_vision", "provider", b"provider", "task_type", b"task_type", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "_provider", b"_provider", "estimated_tokens", b"estimated_tokens", "model", b"model", "needs_json", b"needs_json", "needs_tools", b"needs_tools", "needs_vision", b"needs_vision", "provider", b"provider", "remaining_time", b"remaining_time", "task_type", b"task_type", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
@@ -414,13 +423,13 @@ class ScoreTerm(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, such as "latency" or "price"."""
+    """"preference", "health", "latency", "throughput", "price", "quota", "credential", "task_fit", "context" or "funding"."""
     value: _builtins.float
     """How well the candidate does, from 0 (worst) to 1 (best)."""
     weight: _builtins.float
     """The term's weight. Score = sum of value times weight, over the sum of the weights."""
     evidence: _builtins.str
-    """What the value was computed from, such as "p50 first token 210 ms over 40 attempts"."""
+    """What the value was computed from, such as "first token after 210 ms, averaged over 40 attempts"."""
     def __init__(
         self,
         *,
@@ -458,7 +467,7 @@ class RankedCandidate(_message.Message):
     funding: _token_usage_pb2.Funding.ValueType
     """Whose key would pay."""
     score: _builtins.float
-    """From 0 to 1."""
+    """From 0 to 1. Candidates that are nearly equal (within 0.02, or 0.05 without fresh data) share requests at random."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreTerm]:
         """What the score is made of."""

@@ -145,7 +145,11 @@ class UsageEvent(_message.Message):
     task_type: _builtins.str
     """Task type of the request, in lower case, such as "chat". Empty when not stated."""
     decision: _builtins.str
-    """Compact record of the routing decision: JSON, at most 2000 characters. Holds no secret and no prompt."""
+    """Compact record of the routing decision: JSON, at most 2000 characters. Holds no secret and no prompt. `terms` and
+    `weights` name the score's terms and their weights in one order; each entry of `rank`, best first, is provider, model,
+    who pays, score and, for the first three, the terms' values; each of `out` is provider, model and reason of one that
+    was excluded. `shortened` says that not all of them fitted.
+    """
     @_builtins.property
     def token_usage(self) -> _token_usage_pb2.TokenUsage:
         """Tokens consumed. Absent when nothing was consumed or nothing is known."""
