@@ -43,10 +43,10 @@ by_minute AS (
         coalesce(sum(total_tokens) FILTER (WHERE pricing_state = 'unpriced'), 0)::bigint AS unpriced_tokens,
         count(latency_ms) AS latency_count,
         coalesce(sum(latency_ms), 0)::bigint AS latency_sum_ms,
-        hist_count(hist_bucket(latency_ms)) AS latency_histogram,
+        hist_of(array_agg(hist_bucket(latency_ms))) AS latency_histogram,
         count(first_token_ms) AS first_token_count,
         coalesce(sum(first_token_ms), 0)::bigint AS first_token_sum_ms,
-        hist_count(hist_bucket(first_token_ms)) AS first_token_histogram
+        hist_of(array_agg(hist_bucket(first_token_ms))) AS first_token_histogram
     FROM inserted
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),

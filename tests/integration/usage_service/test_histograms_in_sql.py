@@ -58,7 +58,10 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
             )
             SELECT hist_merge(part) AS stored, hist_sum(part) AS answered,
                 coalesce(hist_merge(part), '{}') =
-                    (SELECT hist_count(hist_bucket(d)) FROM unnest($1::integer[]) AS t (d)) AS is_canonical
+                    (SELECT hist_count(hist_bucket(d)) FROM unnest($1::integer[]) AS t (d)) AS is_canonical,
+                coalesce(hist_merge(part), '{}') IS NOT DISTINCT FROM coalesce(
+                    (SELECT hist_of(array_agg(hist_bucket(d))) FROM unnest($1::integer[]) AS t (d)), '{}')
+                    AS is_list_counted_the_same
             FROM parts
             """,
             durations,
@@ -68,6 +71,7 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
         assert whole == histogram.count(durations)
         assert row is not None
         assert row["is_canonical"]
+        assert row["is_list_counted_the_same"]
         assert tuple(row["answered"] or ()) == whole
         assert tuple(row["stored"] or ()) == whole[next((n for n, number in enumerate(whole) if number), 0) :]
 
