@@ -1,6 +1,11 @@
 """`python -m router_service`: run the router with the settings of the environment."""
 
+# ruff: noqa: E402 - what is left out must be so before the imports that look for it
 from __future__ import annotations
+
+from service_runtime.lean_imports import leave_out_unused
+
+leave_out_unused()
 
 from router_service.settings import RouterSettings
 from service_runtime.process import Lifecycle, run

@@ -13,7 +13,9 @@ async def serve(lifecycle: Lifecycle) -> None:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -37,7 +39,9 @@ _EXIT_KILLED_BY = 128  # plus the signal's number, as shells have it
 HINT_FIELD = "X_TURNPIKE_HINT"
 
 # glibc's mallopt. Buffers of messages come and go; by default each large one is mapped and unmapped anew.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+_GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class Lifecycle:
@@ -53,6 +57,7 @@ class Lifecycle:
         `address` is where, `127.0.0.1:50051`; `hint` is one line that helps a newcomer on.
         """
         self.is_ready = True
+        _settle_down()
         fields = ["READY=1", *([f"STATUS={address}"] if address else []), *([f"{HINT_FIELD}={hint}"] if hint else [])]
         notify_supervisor("\n".join(fields))
 
@@ -148,3 +153,16 @@ def _tune_allocator() -> None:
         return  # not glibc: musl and macOS have no such knob
     mallopt(_M_MMAP_THRESHOLD, 4 << 20)
     mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+    mallopt(_M_ARENA_MAX, 2)  # an arena for each of the libraries' threads keeps what each has freed
+
+
+def _settle_down() -> None:
+    """Leave what was made during the start out of every later garbage collection, and give back what it has freed.
+
+    What serves requests makes few cycles: one collection for 10,000 new objects finds them as well as one for 700.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -76,6 +76,7 @@ POLICIES = {
 }
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _IMAGE_URL = re.compile(r"https://[^\s]+|data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
+_NO_SAMPLING = Sampling()
 _EFFORTS = ("", "low", "medium", "high")
 
 
@@ -106,8 +107,8 @@ def completion_from_proto(request: CompletionProto, rules: RequestRules) -> Comp
     tools = check.tools(request)
     policy = check.midstream_policy(request)
     messages = check.messages(request)
-    sampling = check.sampling(request.sampling)
-    tool_choice = check.tool_choice(request, tools)
+    sampling = check.sampling(request.sampling) if request.HasField("sampling") else _NO_SAMPLING
+    tool_choice = check.tool_choice(request, tools) if request.HasField("tool_choice") else None
     response_format = check.response_format(request)
     task = check.task(request.task_type)
     model, provider = check.model(request), check.named_provider(request)

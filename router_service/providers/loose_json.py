@@ -38,6 +38,8 @@ def text_of(value: object) -> str:
     """`value` when it is text, made fit for UTF-8; else an empty text."""
     if not isinstance(value, str):
         return ""
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -47,7 +49,8 @@ def text_of(value: object) -> str:
 
 def label_of(value: object) -> str:
     """`value` when it is text, for a short field of ours: printable characters only, at most 200."""
-    return "".join(character for character in text_of(value)[:200] if character.isprintable())
+    text = text_of(value)[:200]
+    return text if text.isprintable() else "".join(character for character in text if character.isprintable())
 
 
 def count_of(value: object) -> int | None:

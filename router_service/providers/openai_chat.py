@@ -32,6 +32,7 @@ _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+_NOTHING: Final[Mapping[str, object]] = {}
 _MAX_TOOL_CALLS: Final = 128
 _MAX_TOOL_LABEL: Final = 1024
 
@@ -51,6 +52,7 @@ class ChatDecoder:
         self._has_identified = False
         self._finish_reason: FinishReason | None = None
         self._model = ""
+        self._stated_model = ""
         self._response_id = ""
         self._usage: TokenUsage | None = None
         self._usage_of_groq: TokenUsage | None = None
@@ -112,10 +114,10 @@ class ChatDecoder:
         if data == b"[DONE]":
             self.is_over = True
             return
+        if event.name == "error":
+            self._fail(_payload_of(data))
+            return
         try:
-            if event.name == "error":
-                self._fail(_payload_of(data))
-                return
             chunk = decode_chunk(data)
         except NotJson:
             if not may_be_cut:
@@ -124,14 +126,15 @@ class ChatDecoder:
         self._take_chunk(chunk)
 
     def _take_chunk(self, chunk: Chunk) -> None:
-        if chunk.model:
+        if chunk.model and chunk.model != self._stated_model:  # each chunk repeats it
+            self._stated_model = chunk.model
             self._model = label_of(chunk.model)
         if chunk.id and not self._response_id:
             self._response_id = label_of(chunk.id)
-        groq = chunk.x_groq if isinstance(chunk.x_groq, dict) else {}
+        groq = chunk.x_groq if isinstance(chunk.x_groq, dict) else _NOTHING
         if chunk.usage is not None or groq or chunk.timings is not None:
             self._take_usage(chunk, groq.get("usage"))
-        choice = next((choice for choice in chunk.choices or () if not choice.index), None)
+        choice = _first_choice(chunk)
         if choice is not None:
             self._take_choice(choice)
         error = chunk.error or groq.get("error") or (choice is not None and choice.error)
@@ -150,10 +153,11 @@ class ChatDecoder:
                 self._content.add_reasoning(reasoning)
             if delta.content:
                 self._content.add_text(delta.content)
-            for part in delta.tool_calls or ():
-                if not self._content.add_tool_call(part):
-                    self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, f"over {_MAX_TOOL_CALLS} tool calls"))
-                    return
+            if delta.tool_calls:
+                for part in delta.tool_calls:
+                    if not self._content.add_tool_call(part):
+                        self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, f"over {_MAX_TOOL_CALLS} tool calls"))
+                        return
         if choice.finish_reason:
             self._finish_reason = _FINISH_REASONS.get(choice.finish_reason)
 
@@ -269,6 +273,15 @@ class _Coalescer:
         if len(self._numbers) == _MAX_TOOL_CALLS:
             return None
         return self._numbers.setdefault(key, len(self._numbers))
+
+
+def _first_choice(chunk: Chunk) -> Choice | None:
+    choices = chunk.choices
+    if not choices:
+        return None
+    if not choices[0].index:
+        return choices[0]
+    return next((choice for choice in choices if not choice.index), None)
 
 
 def _payload_of(data: bytes) -> object:

@@ -23,6 +23,8 @@ _MAX_COUNT: Final = 1 << 53
 
 def parse_quota(headers: Mapping[str, str], *, now_unix_s: float) -> QuotaHeaders | None:
     """The limits that `headers` state, or None when they state none. Header names are matched in lower case."""
+    if not any(name.startswith("x-ratelimit-") for name in headers):
+        return None
     quota = QuotaHeaders(
         remaining_requests=_count(headers, "x-ratelimit-remaining-requests", "x-ratelimit-remaining"),
         remaining_tokens=_count(headers, "x-ratelimit-remaining-tokens"),

@@ -72,21 +72,25 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         self._tls = tls
         self._limits = limits or ConnectionLimits()
         self._session: aiohttp.ClientSession | None = None
+        self._last_url = ("", URL())  # the last address that was checked, ready for aiohttp
         self._is_closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request` and return when the response's headers are there."""
-        if _origin(request.url) != self._origin:
-            raise EgressRefused("the request is for another origin than this provider's", request=request)
+        url = str(request.url)
+        if url != self._last_url[0]:
+            if _origin(request.url) != self._origin:
+                raise EgressRefused("the request is for another origin than this provider's", request=request)
+            self._last_url = (url, URL(url, encoded=True))
         timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
         connect_s = timeout.get("connect") or self._limits.default_connect_timeout_s
         headers = [(name, value) for name, value in request.headers.multi_items() if name not in _OWN_HEADERS]
         try:
             answer = await self._open_session(request).request(
                 request.method,
-                URL(str(request.url), encoded=True),
+                self._last_url[1],
                 headers=headers,
-                data=request.content or None,
+                data=b"".join(request.stream) or None,  # type: ignore[arg-type]  # whole, as whoever made it says
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
             )
