@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
+from tests.support.provider_garbage import ANSWERS, STREAMS
+
 
 class Exchange(Protocol):
     """One request and the means to answer it; `provider_server` has the real one."""
@@ -29,6 +31,9 @@ class Exchange(Protocol):
 
     async def token(self, data: bytes) -> None:
         """Send a piece of the body that holds one generated token, and count it, sent or not."""
+
+    async def raw(self, data: bytes, split: int = 1 << 20) -> None:
+        """Send bytes as they are, `split` at a time, without any framing."""
 
     async def end(self) -> None:
         """End the body properly."""
@@ -286,6 +291,21 @@ async def garbage(exchange: Exchange, options: Options) -> None:
     await exchange.end()
 
 
+async def raw(exchange: Exchange, options: Options) -> None:
+    """The bytes `what` of `provider_garbage.ANSWERS` in place of an answer, `split` bytes at a time, then a FIN."""
+    await exchange.raw(ANSWERS[options.text("what")], options.integer("split", 1 << 20))
+    exchange.hang_up()
+
+
+async def events(exchange: Exchange, options: Options) -> None:
+    """The body `what` of `provider_garbage.STREAMS`, `split` bytes at a time; `type` is its content type."""
+    body = STREAMS[options.text("what")].body
+    content_type = options.text("type", "text/event-stream")
+    await exchange.raw(f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nConnection: close\r\n\r\n".encode())
+    await exchange.raw(body, options.integer("split", 1 << 20))
+    exchange.hang_up()
+
+
 async def huge_line(exchange: Exchange, options: Options) -> None:
     """One line of `mib` MiB without an end."""
     await exchange.begin()
@@ -296,17 +316,19 @@ async def huge_line(exchange: Exchange, options: Options) -> None:
 
 
 async def flood(exchange: Exchange, options: Options) -> None:
-    """Tokens without end."""
+    """Tokens of `size` characters without end; `what=comments`: comments, `what=empty`: events without content."""
     await exchange.begin()
-    burst = event(chunk(exchange.model, content="x")) * options.integer("burst", 100)
+    signs = {"comments": b": x\n\n", "empty": event(chunk(exchange.model, content=""))}
+    sign = signs.get(options.text("what"), event(chunk(exchange.model, content="x" * options.integer("size", 1))))
+    burst = sign * options.integer("burst", 100)
     while True:
         await exchange.send(burst)
 
 
 async def gzip_bomb(exchange: Exchange, options: Options) -> None:
-    """A compressed body that nobody asked for, `mib` MiB unpacked, under the status `code`."""
-    body = gzip.compress(b"data: " + b"x" * (options.integer("mib", 16) << 20), compresslevel=1)
-    headers = {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}
+    """A compressed body that nobody asked for, `mib` MiB unpacked, under the status `code`, called `as`."""
+    body = gzip.compress(b"x" * (1 << 20)) * options.integer("mib", 16)  # members of one stream
+    headers = {"Content-Type": "text/event-stream", "Content-Encoding": options.text("as", "gzip")}
     await exchange.whole(options.integer("code", 200), body, headers)
 
 
@@ -335,6 +357,8 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "close": close,
     "cut": cut,
     "garbage": garbage,
+    "raw": raw,
+    "events": events,
     "huge-line": huge_line,
     "flood": flood,
     "gzip": gzip_bomb,

@@ -93,6 +93,11 @@ class Connection:
             if not self._deaf:  # a deaf provider goes on generating, and billing, for nobody
                 raise
 
+    async def raw(self, data: bytes, split: int = 1 << 20) -> None:
+        for start in range(0, len(data), split):
+            await self._write(data[start : start + split])
+            await asyncio.sleep(0)  # each piece is a segment of its own: asyncio has switched Nagle off
+
     async def end(self) -> None:
         await self._write(b"0\r\n\r\n")
 
