@@ -75,6 +75,7 @@ _KIND_BY_STATUS: Final[Mapping[int, FailureKind]] = {
     499: FailureKind.UPSTREAM_BROKEN,
     503: FailureKind.OVERLOADED,
 }
+_LEAST_SAID: Final = frozenset({None, FailureKind.BAD_REQUEST, FailureKind.UPSTREAM_BROKEN})
 _SENTENCES: Final[Mapping[FailureKind, str]] = {
     FailureKind.KEY_REJECTED: "the provider rejected the key",
     FailureKind.NO_CREDIT: "the key's account has no credit",
@@ -182,7 +183,7 @@ def classify(status: int | None, facts: ErrorFacts) -> FailureKind:
     if facts.was_flagged and status in {400, 403, None}:
         return FailureKind.CONTENT_REFUSED
     kind = _first(_KIND_BY_CODE.get(code) for code in facts.codes)
-    if kind in {None, FailureKind.BAD_REQUEST}:  # "invalid_request" is the least that a vendor can say
+    if kind in _LEAST_SAID:  # "invalid_request" and "api_error" are the least that a vendor can say
         kind = _kind_of_text(status, facts.text) or kind
     if status == 413 and kind is not FailureKind.CONTEXT_TOO_LONG:
         return FailureKind.REQUEST_TOO_LARGE  # Groq calls it a rate limit, but waiting never helps

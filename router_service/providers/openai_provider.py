@@ -33,6 +33,7 @@ _MAX_ERROR_BODY_BYTES: Final = 64 << 10
 _MAX_WHOLE_ANSWER_BYTES: Final = 4 << 20
 _ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
 _KEY_CHECK_TIME_S: Final = 10.0
+_ANSWERS_ANYBODY: Final = "the provider answers without a key too: that it takes this one says nothing"
 _LATE_USAGE_TIME_S: Final = 10.0
 _LAST_BYTES_TIME_S: Final = 0.05  # after [DONE] only the end of the body is missing, and usually already there
 
@@ -92,20 +93,43 @@ class OpenAiProvider:
         """See `routing.ports.Provider.verify_key`."""
         if self._vendor.key_check_path is None:
             return KeyVerdict.UNKNOWN, self._vendor.key_check_gap
+        url = base_url.rstrip("/") + self._vendor.key_check_path
         try:
             async with asyncio.timeout(_KEY_CHECK_TIME_S):
-                response = await self._send(
-                    self._http_request("GET", base_url.rstrip("/") + self._vendor.key_check_path, credential)
-                )
-                try:
-                    return await self._judge_key(response)
-                finally:
-                    await response.aclose()
+                explanation = self._vendor.explain_valid_key(await self._looked_up(url, credential))
+                if await self._answers_anybody(url):
+                    return KeyVerdict.UNKNOWN, _ANSWERS_ANYBODY
+                return KeyVerdict.VALID, explanation
         except ProviderError as error:
             verdict = KeyVerdict.INVALID if error.kind is FailureKind.KEY_REJECTED else KeyVerdict.UNKNOWN
             return verdict, error.message
         except TimeoutError:
             return KeyVerdict.UNKNOWN, f"the provider did not answer within {_KEY_CHECK_TIME_S:.0f} s"
+
+    async def _answers_anybody(self, url: str) -> bool:
+        """Whether the check checks nothing: servers of people's own often ask for no key, and vendors open lists."""
+        try:
+            await self._looked_up(url, None)
+        except ProviderError as error:
+            if error.status is None or error.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+                raise  # no refusal but a failure: it tells nothing
+            return False
+        return True
+
+    async def _looked_up(self, url: str, credential: Credential | None) -> object:
+        """The JSON of a 200; None when it is none, as a long list that was cut off. Raises `ProviderError`."""
+        response = await self._send(self._http_request("GET", url, credential))
+        try:
+            if response.status_code != httpx.codes.OK:
+                raise await self._refusal(response)
+            body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
+        finally:
+            await response.aclose()
+        try:
+            answer: object = decode_loosely(body)
+        except NotJson:
+            answer = None
+        return answer
 
     async def late_usage(self, base_url: str, credential: Credential | None, response_id: str) -> LateUsage | None:
         """See `routing.ports.Provider.late_usage`."""
@@ -116,11 +140,11 @@ class OpenAiProvider:
         url = base_url.rstrip("/") + self._vendor.late_usage_path + quote(response_id, safe="")
         try:
             async with asyncio.timeout(_LATE_USAGE_TIME_S):
-                response = await self._send(self._http_request("GET", url, credential))
-                try:
-                    return await self._read_late_usage(response)
-                finally:
-                    await response.aclose()
+                return self._vendor.read_late_usage(await self._looked_up(url, credential))
+        except ProviderError as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return None
+            raise
         except TimeoutError:
             raise ProviderError(FailureKind.TIMED_OUT, sentence(FailureKind.TIMED_OUT)) from None
 
@@ -190,26 +214,6 @@ class OpenAiProvider:
     async def _refusal(self, response: httpx.Response) -> ProviderError:
         body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
         return error_from_response(response.status_code, response.headers, body, now_unix_s=self._now_unix_s())
-
-    async def _read_late_usage(self, response: httpx.Response) -> LateUsage | None:
-        if response.status_code == httpx.codes.NOT_FOUND:
-            return None
-        if response.status_code != httpx.codes.OK:
-            raise await self._refusal(response)
-        try:
-            return self._vendor.read_late_usage(decode_loosely(await _read_up_to(response, _MAX_ERROR_BODY_BYTES)))
-        except NotJson:
-            raise ProviderError(FailureKind.PROTOCOL_VIOLATION, sentence(FailureKind.PROTOCOL_VIOLATION)) from None
-
-    async def _judge_key(self, response: httpx.Response) -> tuple[KeyVerdict, str]:
-        if response.status_code != httpx.codes.OK:
-            raise await self._refusal(response)
-        body = await _read_up_to(response, _MAX_ERROR_BODY_BYTES)
-        try:
-            answer = decode_loosely(body)
-        except NotJson:  # a long list that was cut off: the status alone is the verdict
-            answer = None
-        return KeyVerdict.VALID, self._vendor.explain_valid_key(answer)
 
 
 def _items_of(decoder: ChatDecoder, events: list[SseEvent]) -> list[ProviderItem]:

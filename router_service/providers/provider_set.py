@@ -20,7 +20,7 @@ from router_service.providers.transport import AiohttpTransport, ConnectionLimit
 from router_service.providers.vendor import Vendor
 from router_service.routing.ports import Provider
 
-_VENDORS: Final[Mapping[str, Vendor]] = {"groq": GROQ, "openrouter": OPENROUTER, "llm7": LLM7, "local": LOCAL}
+VENDORS: Final[Mapping[str, Vendor]] = {"groq": GROQ, "openrouter": OPENROUTER, "llm7": LLM7, "local": LOCAL}
 _RESOLVER_THREADS: Final = 4
 
 
@@ -78,5 +78,5 @@ def build_providers(catalog: Mapping[str, ProviderSpec], settings: HttpSettings 
             continue
         policy = EgressPolicy(settings.allowed_networks, private_allowed=name == "local")
         transport = AiohttpTransport(spec.base_url, policy, resolver_threads=threads, tls=tls, limits=settings.limits)
-        providers[name] = OpenAiProvider(transport, _VENDORS.get(name, Vendor()))
+        providers[name] = OpenAiProvider(transport, VENDORS.get(name, Vendor()))
     return ProviderSet(providers, threads)

@@ -329,21 +329,37 @@ async def test_a_key_with_a_line_end_is_refused_before_anything_is_sent(ask: Ask
 
 
 @pytest.mark.parametrize(
-    ("provider", "verdict", "path"),
-    [
-        ("groq", KeyVerdict.VALID, "/v1/models"),
-        ("openrouter", KeyVerdict.VALID, "/v1/key"),
-        ("local", KeyVerdict.VALID, "/v1/models"),
-        ("llm7", KeyVerdict.UNKNOWN, None),
-    ],
+    ("provider", "path"), [("groq", "/v1/models"), ("openrouter", "/v1/key"), ("local", "/v1/models")]
 )
-async def test_a_key_is_checked_where_it_costs_nothing(
-    providers: ProviderSet, server: ScriptedProvider, provider: str, verdict: KeyVerdict, path: str | None
+async def test_a_key_is_good_when_the_provider_takes_it_and_nobody_without_it(
+    providers: ProviderSet, server: ScriptedProvider, provider: str, path: str
+) -> None:
+    server.accepted_keys = {KEY}
+
+    found, explanation = await providers[provider].verify_key(server.base_url, credential())
+
+    assert found is KeyVerdict.VALID
+    assert [(served.path, served.status) for served in server.served] == [(path, 200), (path, 401)]
+    assert explanation
+
+
+@pytest.mark.parametrize("provider", ["groq", "openrouter", "local"])
+async def test_a_provider_that_answers_anybody_says_nothing_of_a_key(
+    providers: ProviderSet, provider: str, server: ScriptedProvider
 ) -> None:
     found, explanation = await providers[provider].verify_key(server.base_url, credential())
 
-    assert (found, [served.path for served in server.served]) == (verdict, [path] if path else [])
-    assert explanation
+    assert (found, explanation) == (
+        KeyVerdict.UNKNOWN,
+        "the provider answers without a key too: that it takes this one says nothing",
+    )
+
+
+async def test_where_only_money_would_tell_nobody_is_asked(providers: ProviderSet, server: ScriptedProvider) -> None:
+    found, explanation = await providers["llm7"].verify_key(server.base_url, credential())
+
+    assert (found, server.served) == (KeyVerdict.UNKNOWN, [])
+    assert "only a completion would show" in explanation
 
 
 async def test_a_bad_key_is_told_without_its_characters(providers: ProviderSet, server: ScriptedProvider) -> None:
@@ -356,6 +372,7 @@ async def test_a_bad_key_is_told_without_its_characters(providers: ProviderSet, 
 
 
 async def test_openrouters_key_check_tells_the_credit(providers: ProviderSet, server: ScriptedProvider) -> None:
+    server.accepted_keys = {KEY}
     _, explanation = await providers["openrouter"].verify_key(server.base_url, credential())
 
     assert "4.2 US dollars" in explanation

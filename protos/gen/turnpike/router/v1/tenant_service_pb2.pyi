@@ -62,11 +62,11 @@ class _TokenVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenVer
     TOKEN_VERDICT_UNSPECIFIED: _TokenVerdict.ValueType  # 0
     """Not stated."""
     TOKEN_VERDICT_VALID: _TokenVerdict.ValueType  # 1
-    """The provider accepted the key."""
+    """The provider accepted the key, and refused to answer the same question without one."""
     TOKEN_VERDICT_INVALID: _TokenVerdict.ValueType  # 2
     """The provider rejected the key."""
     TOKEN_VERDICT_UNKNOWN: _TokenVerdict.ValueType  # 3
-    """The provider has no way to tell without spending money, or did not answer."""
+    """The provider has no way to tell without spending money, answers without a key too, or did not answer."""
 
 class TokenVerdict(_TokenVerdict, metaclass=_TokenVerdictEnumTypeWrapper):
     """What the provider said of a key."""
@@ -74,11 +74,11 @@ class TokenVerdict(_TokenVerdict, metaclass=_TokenVerdictEnumTypeWrapper):
 TOKEN_VERDICT_UNSPECIFIED: TokenVerdict.ValueType  # 0
 """Not stated."""
 TOKEN_VERDICT_VALID: TokenVerdict.ValueType  # 1
-"""The provider accepted the key."""
+"""The provider accepted the key, and refused to answer the same question without one."""
 TOKEN_VERDICT_INVALID: TokenVerdict.ValueType  # 2
 """The provider rejected the key."""
 TOKEN_VERDICT_UNKNOWN: TokenVerdict.ValueType  # 3
-"""The provider has no way to tell without spending money, or did not answer."""
+"""The provider has no way to tell without spending money, answers without a key too, or did not answer."""
 Global___TokenVerdict: _TypeAlias = TokenVerdict  # noqa: Y015
 
 @_typing.final
