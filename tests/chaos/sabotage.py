@@ -54,7 +54,15 @@ def main(promises: Sequence[str]) -> int:
 
 def shape_of(promise: str, seed: int, *, storms: int = 1) -> Shape:
     """A run with one promise broken, under faults that bring it to light."""
-    return Shape(seed, storms, storm_s=7.0, mean_gap_s=0.5, kinds=PROMISES[promise].kinds, sabotage=promise)
+    return Shape(
+        seed,
+        storms,
+        storm_s=7.0,
+        mean_gap_s=0.5,
+        kinds=PROMISES[promise].kinds,
+        sabotage=promise,
+        think_s=0.1,  # the more there is to lose, the sooner something is
+    )
 
 
 def _is_found_out(promise: str) -> bool:

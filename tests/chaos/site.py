@@ -72,6 +72,7 @@ class Site:
 
     directory: Path
     seed: int
+    think_s: float
     sabotage: str = ""
     programs: dict[str, Program] = field(default_factory=dict)
     router_ports: dict[str, int] = field(default_factory=dict)
@@ -140,7 +141,7 @@ class Site:
         self.client_number += 1
         history = self.directory / f"history-{self.client_number:03}.jsonl"
         arguments = ["--history", str(history), "--seed", str(self.seed * 1000 + self.client_number)]
-        arguments += ["--workers", str(_WORKERS), "--tenants", *self.tenants]
+        arguments += ["--workers", str(_WORKERS), "--think-s", str(self.think_s), "--tenants", *self.tenants]
         arguments += ["--routers", *(f"{router}=127.0.0.1:{port}" for router, port in self.router_ports.items())]
         program = Program(name, "tests.chaos.load", arguments, directory=self.directory)
         program.launch()

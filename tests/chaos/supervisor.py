@@ -25,6 +25,7 @@ from tests.chaos.witnesses import Call, Row, parse_line, read_history, read_prov
 
 SUCCESS_WITHIN_S = 10.0
 DRAINED_WITHIN_S = 60.0
+_WARM_UP_S = 1.5
 _POLL_S = 0.1
 _LAST_ANSWERS_S = 30.0
 _STOPPED_BY_SIGTERM = 0
@@ -40,6 +41,7 @@ class Shape:
     mean_gap_s: float = 1.1
     kinds: Mapping[str, plan.Kind] = field(default_factory=lambda: plan.KINDS)
     sabotage: str = ""
+    think_s: float = 0.5  # between two requests of one of a client's workers
 
 
 @dataclass
@@ -77,11 +79,12 @@ async def run(shape: Shape, directory: Path) -> Outcome:
         plan.storm(rng, length_s=shape.storm_s, mean_gap_s=shape.mean_gap_s, kinds=shape.kinds)
         for _ in range(shape.storms)
     ]
-    site = Site(directory, shape.seed, shape.sabotage)
+    site = Site(directory, shape.seed, shape.think_s, shape.sabotage)
     try:
         await site.start()
         outcome = Outcome(shape, site.disk.how, Faults(site, random.Random(shape.seed + 1)))
         watch = asyncio.create_task(_watch(site, outcome))
+        await asyncio.sleep(_WARM_UP_S)
         try:
             for storm in storms:
                 await outcome.faults.carry_out(storm)
