@@ -31,7 +31,8 @@ from turnpike_client import (
 )
 
 _DEADLINE_S = 20.0
-_AFTER_A_FAILURE_S = 0.3
+_AFTER_A_FAILURE_S = 0.2
+_AFTER_NO_ANSWER_S = 0.8  # a router that was killed takes seconds to come back
 
 # What providers do, by weight. In the last script of a request stands what its caller sees, unless somebody died.
 _ANSWERS = (
@@ -153,8 +154,12 @@ class Client:
                 attempts=ending.attempts,
                 text_is_right=ending.completion and ending.completion.content == text_of(wish.scripts[-1]),
             )
-            pause_s = self._rng.expovariate(1 / self._think_s) if ending.completion else _AFTER_A_FAILURE_S
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(self._pause_s(ending))
+
+    def _pause_s(self, ending: Ending) -> float:
+        if ending.completion is not None:
+            return self._rng.expovariate(1 / self._think_s)
+        return _AFTER_NO_ANSWER_S if ending.outcome == "UNAVAILABLE" else _AFTER_A_FAILURE_S
 
     async def _ask(self, wish: Wish) -> Ending:
         ending = Ending("cancelled")

@@ -41,14 +41,14 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "kill": Kind(34, SERVICES, (0.0, 1.0), 3.0),
-    "kill-routers": Kind(3, ("both-routers",), (0.0, 1.0), 4.0),
-    "kill-all": Kind(5, ("services",), (0.0, 1.0), 5.0),
+    "kill": Kind(60, SERVICES, (0.0, 1.0), 3.0),
+    "kill-routers": Kind(4, ("both-routers",), (0.0, 1.0), 4.0),
+    "kill-all": Kind(8, ("services",), (0.0, 1.0), 5.0),
     "pause": Kind(6, SERVICES, (0.5, 4.0)),
     "restart": Kind(6, SERVICES, (0.0, 0.0), 6.0),
     "kill-client": Kind(2, CLIENTS, (0.0, 0.0), 1.0),
     "postgres-stop": Kind(3, ("postgres",), (0.5, 3.0), 2.0),
-    "postgres-kill": Kind(4, ("postgres",), (0.0, 1.0), 3.0),
+    "postgres-kill": Kind(18, ("postgres",), (0.0, 1.0), 3.0),
     "postgres-freeze": Kind(3, ("postgres",), (1.0, 5.0)),
     "backend-kill": Kind(3, ("postgres",), (0.0, 0.0), 2.0),
     "latency": Kind(4, LINKS, (1.0, 6.0), values=(20, 80, 250)),

@@ -38,7 +38,7 @@ class Shape:
     seed: int
     storms: int
     storm_s: float = 22.0
-    mean_gap_s: float = 1.1
+    mean_gap_s: float = 0.8
     kinds: Mapping[str, plan.Kind] = field(default_factory=lambda: plan.KINDS)
     sabotage: str = ""
     think_s: float = 0.5  # between two requests of one of a client's workers
