@@ -23,7 +23,7 @@ from turnpike_client import InferenceConfig, RouterClient, TurnpikeError, Unavai
 
 _METRICS_OFFSET = 1000
 _TENANTS = 5
-_WORKERS = 6
+_WORKERS = 8
 # Models whose prices the contract names and which are not retired, and one that nobody has a price for.
 _PREFERRED_MODELS = {"openrouter": "deepseek/deepseek-r1", "llm7": "gpt-4o-mini", "groq": "chaos-unpriced"}
 SABOTAGE_VARIABLE = "TURNPIKE_FAULTS"

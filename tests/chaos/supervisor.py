@@ -41,7 +41,7 @@ class Shape:
     mean_gap_s: float = 0.8
     kinds: Mapping[str, plan.Kind] = field(default_factory=lambda: plan.KINDS)
     sabotage: str = ""
-    think_s: float = 0.5  # between two requests of one of a client's workers
+    think_s: float = 0.4  # between two requests of one of a client's workers
 
 
 @dataclass
