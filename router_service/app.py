@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+import grpc.aio
 import structlog
 
 from router_service.api.convert import RequestRules
@@ -23,6 +25,7 @@ from router_service.domain.usage import Funding
 from router_service.providers.catalog import build_catalog, with_clocks
 from router_service.providers.egress import parse_networks
 from router_service.providers.provider_set import HttpSettings, build_providers
+from router_service.readiness import RouterReadiness
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.router import Router
 from router_service.routing.settings import RoutingSettings
@@ -31,6 +34,8 @@ from router_service.tenants.cache import TenantCache
 from router_service.tenants.metrics import TenantMetrics
 from router_service.tenants.rows import RowReader
 from router_service.tenants.sealed_keys import KeyRing, checked_token
+from router_service.tenants.snapshot import FILE_NAME as SNAPSHOT_FILE_NAME
+from router_service.tenants.snapshot import SnapshottedTenants, TenantSnapshot
 from router_service.tenants.source import StoredTenants
 from router_service.tenants.store import CHANNEL, TenantStore, unknown_tenant
 from router_service.usage.channel import usage_channel
@@ -42,13 +47,13 @@ from router_service.usage.price_cache import PriceCache
 from router_service.usage.sender import UsageSender
 from service_runtime import faults
 from service_runtime.background import Periodic
+from service_runtime.database import BringUp, ServiceDatabase
 from service_runtime.errors import ServiceError
 from service_runtime.grpc_server import GrpcServer
 from service_runtime.ids import uuid7
 from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
-from service_runtime.migrations import migrate
-from service_runtime.postgres import Listener, Postgres, usable_role
+from service_runtime.postgres import Listener
 from service_runtime.process import Lifecycle
 from service_runtime.redaction import REDACTOR
 from service_runtime.startup import StartupError
@@ -62,6 +67,8 @@ _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
 _SENDER_DRAIN_S = 5.0
 _JOURNAL_REPORT_S = 15.0
+_SNAPSHOT_S = 10.0
+_HEALTH_S = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -78,26 +85,23 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             data_dir=settings.resolved_data_dir(),
             is_development=settings.development,
         )
-        store, cache = await _tenants(settings, catalog, ring, metrics, opened)
+        database = ServiceDatabase(
+            settings.database_url.get_secret_value(),
+            service="router_service",
+            migrations=MIGRATIONS,
+            role=ROLE,
+            setting="TURNPIKE_DATABASE_URL",
+        )
+        opened.push_async_callback(database.close)
+        store, cache, snapshot = _tenants(settings, catalog, ring, metrics, database)
 
         providers = build_providers(catalog, _http(settings))
         opened.push_async_callback(providers.aclose)
 
-        usage_metrics = UsageMetrics(metrics.registry)
-        journal_directory = settings.resolved_data_dir() / "journal"
-        journal = SqliteJournal.open(
-            journal_directory, max_bytes=settings.journal_max_bytes, metrics=usage_metrics, new_epoch=_new_name
-        )
-        opened.push_async_callback(journal.close)
-        router_id = settings.router_id or router_name(journal_directory, _new_name)
         channel = await opened.enter_async_context(usage_channel(settings.usage_address))
+        journal, router_id = _journal(settings, metrics, channel, opened)
         prices = PriceCache(channel)
         limits = LimitCache(channel, now_s=time.monotonic)
-        reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
-        opened.push_async_callback(_last_report, reporter)
-        sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
-        sender.start()
-        opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
 
         router = Router(
             tenants=cache,
@@ -112,7 +116,6 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             settings=_routing(settings),
         )
         for periodic in (
-            Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics),
             Periodic("poll tenant versions", cache.poll_versions, interval_s=settings.tenant_poll_s, metrics=metrics),
             Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
@@ -123,17 +126,63 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
+        readiness = RouterReadiness(server, database, journal, snapshot)  # before the start: it adds names to health
         await router.resume()
         await server.start()
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
-        server.set_serving(True)
-        _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
-        lifecycle.ready(server.address, _hint(settings, catalog))
+
+        async def ready() -> None:
+            await readiness.judge()
+            if not lifecycle.is_ready:
+                _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
+                lifecycle.ready(server.address, _hint(settings, catalog))
+
+        async def follow_tenants() -> None:
+            listener = _listener(settings, cache, database.role)
+            listener.start()
+            opened.push_async_callback(listener.close)
+            await ready()
+
+        bringing_up = BringUp(database, lifecycle, then=follow_tenants)
+        await bringing_up.begin()
+        opened.push_async_callback(bringing_up.stop)
+        if len(snapshot) > 0:
+            await ready()
+        for periodic in (
+            Periodic("keep tenants on disk", snapshot.save, interval_s=_SNAPSHOT_S, metrics=metrics),
+            Periodic("judge health", readiness.judge, interval_s=_HEALTH_S, metrics=metrics),
+        ):
+            periodic.start()
+            opened.push_async_callback(periodic.stop)
+        opened.push_async_callback(snapshot.save)
 
         await lifecycle.wait_for_stop()
-        server.set_serving(False)
+        readiness.drain()
+        await asyncio.sleep(settings.drain_delay)
         await router.drain(settings.drain_grace_s)
         await server.drain(_SENDER_DRAIN_S)
+
+
+def _journal(
+    settings: RouterSettings, metrics: Metrics, channel: grpc.aio.Channel, opened: AsyncExitStack
+) -> tuple[SqliteJournal, str]:
+    """The journal with what carries it to usage_service, both at work; and the router's name."""
+    directory = settings.resolved_data_dir() / "journal"
+    usage_metrics = UsageMetrics(metrics.registry)
+    journal = SqliteJournal.open(
+        directory, max_bytes=settings.journal_max_bytes, metrics=usage_metrics, new_epoch=_new_name
+    )
+    opened.push_async_callback(journal.close)
+    router_id = settings.router_id or router_name(directory, _new_name)
+    reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
+    opened.push_async_callback(_last_report, reporter)
+    sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
+    sender.start()
+    opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
+    reports = Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics)
+    reports.start()
+    opened.push_async_callback(reports.stop)
+    return journal, router_id
 
 
 async def _last_report(reporter: JournalReporter) -> None:
@@ -156,47 +205,46 @@ def _routing(settings: RouterSettings) -> RoutingSettings:
     )
 
 
-async def _tenants(
+def _tenants(
     settings: RouterSettings,
     catalog: Mapping[str, ProviderSpec],
     ring: KeyRing,
     metrics: Metrics,
-    opened: AsyncExitStack,
-) -> tuple[TenantStore, TenantCache]:
-    """The tenants' table and its cache, kept fresh by notifications."""
-    dsn = settings.database_url.get_secret_value()
-    await migrate(dsn, "router_service", MIGRATIONS)
-    role = await usable_role(dsn, ROLE)
-    if role is None:
-        _log.warning(
-            "postgres.role_missing", role=ROLE, remedy="create it and grant it to the login, to limit its rights"
-        )
-    postgres = await Postgres.connect(
-        dsn, min_size=settings.database_pool_min, max_size=settings.database_pool_max, role=role
-    )
-    opened.push_async_callback(postgres.close)
+    database: ServiceDatabase,
+) -> tuple[TenantStore, TenantCache, TenantSnapshot]:
+    """The tenants' table, its cache, and the copy on disk that stands in for an absent Postgres."""
+    postgres = database.pool(min_size=settings.database_pool_min, max_size=settings.database_pool_max)
     names = ProviderNames(catalog)
     reader = RowReader(names, ring, accepts_plaintext=settings.accepts_plaintext_keys)
-    store = TenantStore(postgres, reader, ring, names, on_secret=REDACTOR.register)
+    tenant_metrics = TenantMetrics(metrics.registry)
+    snapshot = TenantSnapshot(
+        settings.resolved_data_dir() / SNAPSHOT_FILE_NAME,
+        max_entries=settings.tenant_cache_size,
+        max_age_s=settings.tenant_snapshot_max_age_s,
+    )
+    snapshot.load()
+    store = TenantStore(postgres, reader, ring, names, on_secret=REDACTOR.register, on_read=snapshot.keep)
     cache = TenantCache(
-        StoredTenants(store),
+        SnapshottedTenants(StoredTenants(store), snapshot, reader, tenant_metrics, on_secret=REDACTOR.register),
         unknown_tenant=partial(_unknown_tenant, settings),
         ttl_s=settings.tenant_cache_ttl_s,
         max_entries=settings.tenant_cache_size,
         now_s=time.monotonic,
         jitter=random.random,
-        metrics=TenantMetrics(metrics.registry),
+        metrics=tenant_metrics,
     )
-    listener = Listener(
-        dsn,
+    return store, cache, snapshot
+
+
+def _listener(settings: RouterSettings, cache: TenantCache, role: str | None) -> Listener:
+    """What hears of changes of tenants. Needs the database open: only then its role is known."""
+    return Listener(
+        settings.database_url.get_secret_value(),
         [CHANNEL],
         on_connect=cache.on_listening,
         on_notify=lambda _channel, payload: cache.on_notification(payload),
         role=role,
     )
-    listener.start()
-    opened.push_async_callback(listener.close)
-    return store, cache
 
 
 def _unknown_tenant(settings: RouterSettings, tenant_id: UUID) -> Tenant | ServiceError:

@@ -28,6 +28,10 @@ class RouterSettings(ServiceSettings):
     tenant_cache_ttl_s: PositiveFloat = Field(300.0, description="how long a tenant's configuration is served unasked")
     tenant_poll_s: PositiveFloat = Field(30.0, description="how often versions are compared, for lost notifications")
     tenant_cache_size: PositiveInt = Field(10_000, description="tenants kept in memory")
+    tenant_snapshot_max_age_s: PositiveFloat = Field(
+        7 * 86_400.0,
+        description="while Postgres is away: how long after its last word a tenant is still served from disk",
+    )
     allow_plaintext_keys: bool | None = Field(
         None, description="whether keys written in clear are accepted and sealed; unset: on the development profile"
     )

@@ -69,6 +69,7 @@ class GrpcServer:
         self._reflection_is_on = reflection_is_on
         self._credentials = credentials
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
+        self._health_names: list[str] = []
         self._health = health.Health(())
         self._options = _options(max_message_bytes=max_message_bytes, reuse_port=reuse_port)
         boundary = ErrorBoundary(
@@ -101,6 +102,10 @@ class GrpcServer:
         """Serve one service; `registrar` is the generated `add_…_to_server` with the servicer already given."""
         self._services[service_full_name] = registrar
 
+    def add_health_name(self, name: str) -> None:
+        """Let health checks ask for a part as well, such as `turnpike.router.v1.RouterService/journal`."""
+        self._health_names.append(name)
+
     async def start(self) -> int:
         """Listen, and return the port. Everything but liveness is NOT_SERVING until `set_serving(True)`.
 
@@ -111,7 +116,7 @@ class GrpcServer:
         server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
         for register in self._services.values():
             register(server)
-        self._health = health.Health(self._services)
+        self._health = health.Health([*self._services, *self._health_names])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._reflection_is_on:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)

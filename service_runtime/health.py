@@ -23,7 +23,7 @@ _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health of one server. Liveness holds until the drain; services begin as not serving."""
+    """The health of one server. Liveness holds until the drain; all other names begin as not serving."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._statuses = {LIVENESS: _SERVING, **dict.fromkeys(services, _NOT_SERVING)}

@@ -85,9 +85,13 @@ class Launcher:
         for module in self._modules:
             child = Child(module, environment, socket_dir)
             self._children.append(child)
-            while not child.is_ready and not self._signals:
+            # One that waits for its database holds up nobody: the router can serve without.
+            while not child.is_ready and not child.waits_for and not self._signals:
                 child.listen(_POLL_S)
                 self._check()
+            if child.waits_for and not child.is_ready:
+                print(f"{child.module} is up and waits: {child.waits_for}", file=sys.stderr, flush=True)
+        self._wait_for_those_that_wait()
         if self._signals:
             return
         addresses = ", ".join(f"{child.module} on {child.address}" for child in self._children)
@@ -95,6 +99,16 @@ class Launcher:
         for child in self._children:
             if child.hint:
                 print(child.hint, flush=True)
+
+    def _wait_for_those_that_wait(self) -> None:
+        if any(not child.is_ready for child in self._children):
+            for child in self._children:
+                if child.is_ready:
+                    print(f"{child.module} serves on {child.address}", flush=True)
+        while not self._signals and (waiting := [child for child in self._children if not child.is_ready]):
+            for child in waiting:
+                child.listen(_POLL_S)
+            self._check()
 
     def _serve(self) -> None:
         while not self._signals:

@@ -23,7 +23,9 @@ from service_runtime.startup import StartupError
 # when there is only one.
 _LOCK_KEY = 0x7475726E_70696B65  # "turnpike"
 _LOCK_POLL_S = 0.05
-_CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
+# A server that is frozen in the middle of a statement never answers; a migration may rightly take minutes.
+_STATEMENT_TIMEOUT_S = 600.0
 # A migration that waits for a table lock holds up all traffic behind it. It gives up soon, and tries again.
 _TABLE_LOCK_TIMEOUT_S = 3
 _TABLE_LOCK_ATTEMPTS = 10
@@ -106,7 +108,13 @@ async def _connect_creating_the_database(dsn: str) -> asyncpg.Connection[asyncpg
 async def _connect(dsn: str, database: str | None = None) -> asyncpg.Connection[asyncpg.Record]:
     settings = {"application_name": "turnpike-migrations", "lock_timeout": f"{_TABLE_LOCK_TIMEOUT_S}s"}
     try:
-        return await asyncpg.connect(dsn, database=database, timeout=_CONNECT_TIMEOUT_S, server_settings=settings)
+        return await asyncpg.connect(
+            dsn,
+            database=database,
+            timeout=_CONNECT_TIMEOUT_S,
+            command_timeout=_STATEMENT_TIMEOUT_S,
+            server_settings=settings,
+        )
     except (asyncpg.ClientConfigurationError, ValueError):
         # Not quoted, and not chained: the URL holds a password.
         raise MigrationError("the database URL cannot be read; write it like postgresql://user@host/turnpike") from None
@@ -143,15 +151,17 @@ def _database_name(dsn: str) -> str:
 async def _take_lock(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     # Polled rather than waited for: a waiting statement holds a snapshot, and a migration of another process may
     # itself have to wait for all snapshots to end.
-    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY):  # noqa: ASYNC110 - the event is in another process
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK_KEY, timeout=_CONNECT_TIMEOUT_S):  # noqa: ASYNC110 - the event is in another process
         await asyncio.sleep(_LOCK_POLL_S)
 
 
 async def _apply_pending(
     connection: asyncpg.Connection[asyncpg.Record], service: str, migrations: list[_Migration], *, include_post: bool
 ) -> list[str]:
-    await connection.execute(_CREATE_TABLE)
-    rows = await connection.fetch("SELECT version, name, checksum FROM schema_migrations WHERE service = $1", service)
+    await connection.execute(_CREATE_TABLE, timeout=_CONNECT_TIMEOUT_S)
+    rows = await connection.fetch(
+        "SELECT version, name, checksum FROM schema_migrations WHERE service = $1", service, timeout=_CONNECT_TIMEOUT_S
+    )
     applied = {row["version"]: row for row in rows}
     for migration in migrations:
         known = applied.get(migration.version)

@@ -37,6 +37,7 @@ EXIT_CANNOT_START = 2
 _EXIT_KILLED_BY = 128  # plus the signal's number, as shells have it
 
 HINT_FIELD = "X_TURNPIKE_HINT"
+WAITING_FIELD = "X_TURNPIKE_WAITING"
 
 # glibc's mallopt. Buffers of messages come and go; by default each large one is mapped and unmapped anew.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -60,6 +61,10 @@ class Lifecycle:
         _settle_down()
         fields = ["READY=1", *([f"STATUS={address}"] if address else []), *([f"{HINT_FIELD}={hint}"] if hint else [])]
         notify_supervisor("\n".join(fields))
+
+    def waiting(self, reason: str) -> None:
+        """Tell the supervisor that the process lives and waits for something; `reason` is one line without secrets."""
+        notify_supervisor(f"{WAITING_FIELD}={' '.join(reason.split())}")
 
     @property
     def stop_was_requested(self) -> bool:

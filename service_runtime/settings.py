@@ -29,6 +29,9 @@ SHARED_PREFIX = "TURNPIKE_"
 SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "log_format", "log_level", "faults"})
 
 
+_PRODUCTION_DRAIN_DELAY_S = 5.0
+
+
 class SettingsError(StartupError):
     """A setting is missing, malformed or misspelt. Never quotes the value, which may be a secret."""
 
@@ -59,6 +62,9 @@ class ServiceSettings(BaseSettings):
     database_pool_min: int = Field(default=1, ge=0)
     database_pool_max: int = Field(default=10, ge=1)
 
+    # How long to go on accepting after SIGTERM, once health says NOT_SERVING, so that nobody calls a closed port.
+    # Left to the profile when unset: 0 in development, 5 in production.
+    drain_delay_s: float | None = Field(default=None, ge=0)
     drain_grace_s: float = Field(default=30.0, ge=0)  # how long streams may finish after SIGTERM
     default_deadline_s: float = Field(default=600.0, gt=0)  # for a caller that gave none, and the most anybody gets
     max_message_bytes: int = Field(default=8 << 20, ge=4096)  # one request or one answer
@@ -72,6 +78,13 @@ class ServiceSettings(BaseSettings):
         if self.faults and self.profile == "production":
             raise ValueError("faults on purpose are refused on the production profile; unset TURNPIKE_FAULTS")
         return self
+
+    @property
+    def drain_delay(self) -> float:
+        """Seconds between saying NOT_SERVING and refusing."""
+        if self.drain_delay_s is not None:
+            return self.drain_delay_s
+        return _PRODUCTION_DRAIN_DELAY_S if self.profile == "production" else 0.0
 
     @property
     def reflection_is_on(self) -> bool:

@@ -23,6 +23,7 @@ class Child:
         self.is_ready = False
         self.address = ""
         self.hint = ""
+        self.waits_for = ""  # why it is not ready yet, where it says so
         path = socket_dir / f"{module}.sock"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -56,6 +57,8 @@ class Child:
                     self.address = value
                 case "X_TURNPIKE_HINT":
                     self.hint = value
+                case "X_TURNPIKE_WAITING":
+                    self.waits_for = value
                 case _:
                     pass  # the protocol has more fields, and says to ignore unknown ones
 

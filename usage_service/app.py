@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import time
@@ -14,11 +15,11 @@ import structlog
 
 from service_runtime import faults
 from service_runtime.background import Periodic
+from service_runtime.database import BringUp, LatePostgres, ServiceDatabase
 from service_runtime.grpc_server import GrpcServer
 from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
-from service_runtime.migrations import migrate
-from service_runtime.postgres import Postgres, usable_role
+from service_runtime.postgres import Postgres
 from service_runtime.process import Lifecycle
 from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
 from usage_service.api.journal_metrics import PrometheusJournalMetrics
@@ -54,6 +55,8 @@ ROLE = "turnpike_usage"
 _MAINTENANCE_STATEMENT_TIMEOUT_S = 60.0
 _CLOSING_GRACE_S = 5.0
 _JOURNAL_AUDIT_S = 15.0
+_HEALTH_S = 2.0
+DATABASE = "turnpike.usage.v1.UsageService/db"
 _GC_THRESHOLD = 50_000
 
 _log = structlog.get_logger(__name__)
@@ -65,7 +68,8 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        postgres, owner, correcting = await _databases(settings, opened)
+        database, postgres, owner, correcting = _databases(settings)
+        opened.push_async_callback(database.close)
         partitions = Partitions(owner)
         maintenance = Maintenance(
             owner,
@@ -75,8 +79,6 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             rollup_retention=settings.rollup_retention,
             now=_now,
         )
-        await maintenance.cover()
-
         bundled_prices = BundledPrices()
         pricing = Pricing(
             store=PostgresPrices(postgres),
@@ -84,7 +86,6 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             now=_now,
             seen_within=timedelta(seconds=settings.price_refresh_s),
         )
-        await pricing.refresh()
         bundled_prices.load()
         recorder = Recorder(
             ledger=GroupedLedger(
@@ -100,7 +101,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             max_waiting=settings.ingest_max_waiting,
         )
         journals = JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now))
-        for periodic in (
+        periodics = (
             Periodic("audit journals", journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
             Periodic("maintain", maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
             Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
@@ -110,8 +111,8 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
                 interval_s=timedelta(days=1).total_seconds(),
                 metrics=metrics,
             ),
-        ):
-            periodic.start()
+        )
+        for periodic in periodics:
             opened.push_async_callback(periodic.stop)
 
         server = GrpcServer.from_settings(settings, metrics)
@@ -122,61 +123,79 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing, repricing=repricing
         )
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
+        server.add_health_name(DATABASE)
         await server.start()
-        # What lives as long as the process need not be looked through again and again.
-        gc.collect()
-        gc.freeze()
-        # A batch is thousands of short-lived objects without cycles; at the default of 700 they are looked through
-        # over and over, which costs 3 us an event.
-        gc.set_threshold(_GC_THRESHOLD)
         opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
-        server.set_serving(True)
-        _log.info("usage.ready", address=server.address)
-        lifecycle.ready(server.address)
+
+        async def judge() -> None:
+            # Everything here is an answer from the database: without it this service serves nothing.
+            answers = await database.answers()
+            if not lifecycle.stop_was_requested:
+                server.set_serving(answers)
+
+        async def ready() -> None:
+            await maintenance.cover()
+            await pricing.refresh()
+            for periodic in periodics:
+                periodic.start()
+            _freeze()
+            await judge()
+            _log.info("usage.ready", address=server.address)
+            lifecycle.ready(server.address)
+
+        bringing_up = BringUp(database, lifecycle, then=ready)
+        opened.push_async_callback(bringing_up.stop)
+        await bringing_up.begin()
+        health = Periodic("judge health", judge, interval_s=_HEALTH_S, metrics=metrics)
+        health.start()
+        opened.push_async_callback(health.stop)
 
         await lifecycle.wait_for_stop()
         server.set_serving(False)
+        await asyncio.sleep(settings.drain_delay)
         # Nothing here streams: whoever is being answered is done in seconds, and a router sends again what was cut.
         await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
 
 
-async def _databases(settings: UsageSettings, opened: AsyncExitStack) -> tuple[Postgres, Postgres, Postgres]:
-    """The pool that everything works with, in the service's own role, one of the tables' owner for maintenance, and one
-    for correcting what was booked, whose statements may take longer and hold up nobody's.
+def _freeze() -> None:
+    """What lives as long as the process need not be looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    # A batch is thousands of short-lived objects without cycles; at the default of 700 they are looked through
+    # over and over, which costs 3 us an event.
+    gc.set_threshold(_GC_THRESHOLD)
+
+
+def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, LatePostgres, LatePostgres]:
+    """The database; the pool that everything works with, in the service's own role; one of the tables' owner, for
+    maintenance; and one for correcting what was booked, whose statements may take longer and hold up nobody's.
     """
-    dsn = settings.database_url.get_secret_value()
-    await migrate(dsn, "usage_service", MIGRATIONS)
-    role = await usable_role(dsn, ROLE)
-    if role is None:
-        _log.warning(
-            "postgres.role_missing", role=ROLE, remedy="create it and grant it to the login, to limit its rights"
-        )
-    postgres = await Postgres.connect(
-        dsn,
+    database = ServiceDatabase(
+        settings.database_url.get_secret_value(),
+        service="usage_service",
+        migrations=MIGRATIONS,
+        role=ROLE,
+        setting="TURNPIKE_DATABASE_URL",
+    )
+    postgres = database.pool(
         min_size=settings.database_pool_min,
         max_size=settings.database_pool_max,
-        role=role,
         application_name="usage_service",
     )
-    opened.push_async_callback(postgres.close)
-    owner = await Postgres.connect(
-        dsn,
+    owner = database.pool(
+        as_owner=True,
         min_size=0,
         max_size=2,  # one for the periodic work, one for a partition that an event needs meanwhile
         statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
         application_name="usage_service maintenance",
     )
-    opened.push_async_callback(owner.close)
-    correcting = await Postgres.connect(
-        dsn,
+    correcting = database.pool(
         min_size=0,
         max_size=2,
-        role=role,
         statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
         application_name="usage_service corrections",
     )
-    opened.push_async_callback(correcting.close)
-    return postgres, owner, correcting
+    return database, postgres, owner, correcting
 
 
 def _add_services(

@@ -16,6 +16,16 @@ class TenantMetrics:
             registry=registry,
         )
         self.entries = Gauge("turnpike_router_tenants_cached", "Tenants in memory.", registry=registry)
+        self.snapshot_reads = Counter(
+            "turnpike_router_tenant_snapshot_reads",
+            "Tenants read from the snapshot on disk because Postgres was away.",
+            registry=registry,
+        )
+        self.snapshot_age = Gauge(
+            "turnpike_router_tenant_snapshot_age_seconds",
+            "How long ago Postgres confirmed what is served from the snapshot; 0 when nothing is.",
+            registry=registry,
+        )
         self.reload_failures = Counter(
             "turnpike_router_tenant_reload_failures",
             "Reads of a tenant that failed, by the reason of the error.",

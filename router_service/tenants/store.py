@@ -62,6 +62,7 @@ class TenantStore:
         names: ProviderNames,
         *,
         on_secret: Callable[[str], None],
+        on_read: Callable[[TenantRow, ParsedTenant], None] = lambda _row, _parsed: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._postgres = postgres
@@ -69,6 +70,7 @@ class TenantStore:
         self._ring = ring
         self._names = names
         self._on_secret = on_secret
+        self._on_read = on_read  # learns of every row that was read and understood
         self._now = now
 
     async def get(self, tenant_id: UUID) -> ParsedTenant | None:
@@ -199,9 +201,12 @@ class TenantStore:
         parsed = self._reader.read(row)
         for credential in parsed.tenant.credentials.values():
             self._on_secret(credential.secret.reveal())
-        return await self._with_sealed_keys(row, parsed) if parsed.plaintext else parsed
+        if parsed.plaintext:
+            row, parsed = await self._with_sealed_keys(row, parsed)
+        self._on_read(row, parsed)
+        return parsed
 
-    async def _with_sealed_keys(self, row: TenantRow, parsed: ParsedTenant) -> ParsedTenant:
+    async def _with_sealed_keys(self, row: TenantRow, parsed: ParsedTenant) -> tuple[TenantRow, ParsedTenant]:
         """Seal what was written in clear. When somebody changed the row meanwhile, the next reader seals.
 
         A database that can be read and not written is no reason to refuse the tenant.
@@ -210,11 +215,11 @@ class TenantStore:
             updated = await self._replaced_keys(row, parsed.plaintext)
         except (ServiceError, asyncpg.PostgresError) as error:
             _log.warning("tenant.sealing_failed", tenant_id=str(row.id), error=type(error).__name__)
-            return parsed
+            return row, parsed
         if updated is None:
-            return parsed
+            return row, parsed
         _log.warning("tenant.keys_sealed", tenant_id=str(row.id), providers=sorted(parsed.plaintext))
-        return self._reader.read(updated)
+        return updated, self._reader.read(updated)
 
     async def _replaced_keys(self, row: TenantRow, secrets: Mapping[str, Secret]) -> TenantRow | None:
         """The row with these keys sealed by the active key; None when somebody changed it since it was read."""

@@ -25,6 +25,7 @@ from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epo
 from router_service.usage.journal_space import JournalSpace
 from router_service.usage.log_mending import mend_log
 from router_service.usage.metrics import UsageMetrics
+from service_runtime.errors import ServiceError
 from service_runtime.faults import CrashPoint, crash_point
 from service_runtime.startup import StartupError
 
@@ -77,6 +78,7 @@ class SqliteJournal:
         self._on_settled: Callable[[], None] = lambda: None
         self.recovery = recovery
         self.epoch = epoch_of(connection)
+        self._space = space
         self._thread = GroupCommit(connection, space, metrics)
         self._waiting = 0
         self._count_waiting(recovery.waiting)
@@ -203,6 +205,13 @@ class SqliteJournal:
         crash_point(CrashPoint.JOURNAL_AFTER_BURIAL_SYNC)
         for _, reason in reasons:
             self._metrics.dead_letters.labels(reason).inc()
+
+    async def takes_new_work(self) -> bool:
+        """Whether a new attempt could be opened now: the file works and is not full."""
+        try:
+            return bool(await self._thread.do(self._space.has_room))
+        except ServiceError:
+            return False
 
     async def state(self) -> JournalState:
         """How the journal stands, all at one moment; also brings the metrics of size and age up to date."""

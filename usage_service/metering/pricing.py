@@ -66,6 +66,7 @@ class Pricing:
         self._now = now
         self._seen_within = seen_within
         self._book = PriceBook()
+        self._is_loaded = False
         self._without_price: set[tuple[str, str]] = set()
 
     @property
@@ -76,12 +77,15 @@ class Pricing:
     async def refresh(self) -> None:
         """Read the price book anew. Raises `ServiceError` UNAVAILABLE; the last snapshot then stays."""
         self._book = PriceBook.of(await self._store.load())
+        self._is_loaded = True
 
     async def book_for(self, uses: Iterable[ModelUse]) -> PriceBook:
         """A price book that names every used model whose price is known anywhere.
 
         A model that only the vendor prices gets an entry of its own, so that a ledger row can refer to it.
         """
+        if not self._is_loaded:
+            await self.refresh()  # the database was away at the start: an empty book would leave events unpriced
         offers = await self._offers(uses, self._book)
         if offers:
             await self._store.add(offers)
@@ -109,6 +113,8 @@ class Pricing:
 
     async def quote(self, provider: str, model: str, tokens: TokenCounts, at: datetime) -> Quote:
         """What tokens would cost at a time. Stores nothing."""
+        if not self._is_loaded:
+            await self.refresh()
         listed = self._book.find_listed(provider, model, at)
         if listed is None:
             offer = await self._vendors.quote(provider, model, at)
