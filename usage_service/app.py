@@ -31,6 +31,7 @@ from usage_service.api.usage_servicer import UsageServicer
 from usage_service.domain.usage_event import EventRules
 from usage_service.metering.group_commit import GroupedLedger
 from usage_service.metering.journals import JournalAudit
+from usage_service.metering.limit_setting import LimitSetting
 from usage_service.metering.limiting import Limiting
 from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
@@ -212,10 +213,12 @@ def _add_services(
     reporting = Reporting(
         rollups=rollups, records=PostgresRecords(postgres), retention=settings.rollup_retention, now=_now
     )
+    limits = PostgresLimits(postgres)
     limiting = Limiting(
         rollups=rollups,
-        limits=PostgresLimits(postgres),
+        limits=limits,
         defaults=settings.default_limits,
+        thresholds=settings.level_thresholds,
         retention=settings.rollup_retention,
         now=_now,
     )
@@ -228,7 +231,10 @@ def _add_services(
     )
     server.add(
         "turnpike.usage.v1.QuotaService",
-        partial(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, QuotaServicer(limiting)),
+        partial(
+            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
+            QuotaServicer(limiting, LimitSetting(limits), providers=settings.providers),
+        ),
     )
     server.add(
         "turnpike.usage.v1.PricingService",

@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from service_runtime.settings import ServiceSettings
 from usage_service.domain.provider_names import CATALOGUE_PROVIDERS
-from usage_service.domain.rate_limit import DEFAULT_LIMITS, LimitRule, parse_limits
+from usage_service.domain.rate_limit import DEFAULT_LIMITS, LevelThresholds, LimitRule, parse_limits
 from usage_service.domain.window import RollupRetention
 
 _DEFAULT_LIMITS = {provider: tuple(limits) for provider, limits in DEFAULT_LIMITS.items()}
@@ -38,6 +38,13 @@ class UsageSettings(ServiceSettings):
     # the built-in table. A tenant's own limits are rows of usage_limits.
     limits: Mapping[str, tuple[str, ...]] = Field(default_factory=lambda: _DEFAULT_LIMITS)
 
+    # At which used share of a limit its levels begin, and how far below usage must be to leave one.
+    limit_normal_at: float = 0.6
+    limit_warning_at: float = 0.8
+    limit_critical_at: float = 0.95
+    limit_leave_margin: float = 0.05
+    limit_pace_after: float = 0.2  # share of the window after which a pace that exhausts the limit is critical
+
     maintenance_interval_s: float = Field(default=3600.0, gt=0)
 
     ingest_writers: int = Field(default=2, ge=1, le=16)  # more than two only meet on the same rollup rows
@@ -56,6 +63,16 @@ class UsageSettings(ServiceSettings):
     def _limits_can_be_read(cls, value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
         parse_limits(value)
         return value
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> Self:
+        try:
+            _ = self.level_thresholds
+        except ValueError as error:
+            raise ValueError(
+                f"USAGE_LIMIT_NORMAL_AT, _WARNING_AT, _CRITICAL_AT, _LEAVE_MARGIN, _PACE_AFTER: {error}"
+            ) from error
+        return self
 
     @model_validator(mode="after")
     def _minutes_are_kept_no_longer_than_hours(self) -> Self:
@@ -82,6 +99,17 @@ class UsageSettings(ServiceSettings):
     def default_limits(self) -> tuple[LimitRule, ...]:
         """The limits of tenants that have none of their own at a provider."""
         return parse_limits(self.limits)
+
+    @property
+    def level_thresholds(self) -> LevelThresholds:
+        """Where the levels of limits begin and end."""
+        return LevelThresholds(
+            self.limit_normal_at,
+            self.limit_warning_at,
+            self.limit_critical_at,
+            self.limit_leave_margin,
+            self.limit_pace_after,
+        )
 
     @property
     def raw_retention(self) -> timedelta | None:

@@ -18,6 +18,7 @@ from turnpike_client.accounting import (
     DailyCost,
     ErrorSummary,
     LatencySummary,
+    LimitChange,
     LimitReport,
     LimitStatus,
     Price,
@@ -26,6 +27,7 @@ from turnpike_client.accounting import (
     RepriceReport,
     UsageEvent,
     UsageFilter,
+    UsageLimit,
     UsageRecord,
     UsageReport,
     UsageStats,
@@ -110,6 +112,7 @@ from turnpike_client.errors import (
     UnknownTenant,
     UsageNotRecorded,
 )
+from turnpike_client.limit_client import CALENDAR_MONTH, LimitClient
 from turnpike_client.price_book_client import PriceBookClient
 from turnpike_client.router_client import CompletionStream, RouterClient
 from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
@@ -118,6 +121,7 @@ from turnpike_client.usage_client import UsageClient
 from turnpike_client.wire import new_event_id
 
 __all__ = [
+    "CALENDAR_MONTH",
     "DEFAULT_ROUTER",
     "DEFAULT_USAGE",
     "AccessDenied",
@@ -154,6 +158,8 @@ __all__ = [
     "LatencyDistribution",
     "LatencyReport",
     "LatencySummary",
+    "LimitChange",
+    "LimitClient",
     "LimitLevel",
     "LimitMetric",
     "LimitReport",
@@ -208,6 +214,7 @@ __all__ = [
     "UsageEvent",
     "UsageFilter",
     "UsageGrouping",
+    "UsageLimit",
     "UsageNotRecorded",
     "UsagePoint",
     "UsageRecord",

@@ -204,6 +204,29 @@ class LimitReport:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageLimit:
+    """A limit of a tenant's own: a count, or US dollars for COST, per window. Without a model: all together."""
+
+    tenant_id: str
+    provider: str
+    model: str
+    metric: LimitMetric
+    window: timedelta
+    limit: Decimal
+    updated_at: datetime
+    proto: quota_service_pb2.UsageLimit = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """A limit as it stands after it was set; `previous` is what it was, None when there was none."""
+
+    limit: UsageLimit
+    previous: Decimal | None
+    proto: quota_service_pb2.SetLimitResponse = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
     """An entry of the price book, in US dollars per million tokens.
 

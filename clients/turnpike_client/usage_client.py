@@ -1,4 +1,4 @@
-"""The client of the ledger: reports, limits, prices (set through `price_book`), and recording usage of one's own."""
+"""The client of the ledger: reports, limits, prices and recording usage of one's own."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ from turnpike_client.enums import (
 )
 from turnpike_client.error_codec import from_status
 from turnpike_client.errors import UsageNotRecorded
+from turnpike_client.limit_client import LimitClient
 from turnpike_client.price_book_client import PriceBookClient
 from turnpike_client.wire import instant, new_event_id, to_timestamp
 
@@ -81,6 +82,7 @@ class UsageClient:
         self._connection = Connection(target, credentials=credentials, metadata=metadata, options=options)
         self._timeout_s = (deadlines or Deadlines()).call_s
         self.price_book = PriceBookClient(self._connection, deadlines or Deadlines())
+        self.own_limits = LimitClient(self._connection, deadlines or Deadlines())
         self._reporter_id = reporter_id or f"client@{socket.gethostname()}"
 
     @property

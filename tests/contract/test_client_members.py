@@ -20,6 +20,7 @@ MODULES = [
     "errors",
     "router_client",
     "tenancy",
+    "limit_client",
     "price_book_client",
     "usage_client",
 ]

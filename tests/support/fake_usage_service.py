@@ -77,6 +77,7 @@ class FakeUsageService(
 
     ListDailyCosts = ListErrors = ListUsageRecords = GetTenantUsageStats
     QueryUsageTimeSeries = GetLatencyDistribution = GetTenantUsageStats
+    SetLimit = ListLimits = DeleteLimit = GetTenantUsageStats
     SetPrice = ListPriceHistory = Reprice = ListCostAdjustments = GetTenantUsageStats
 
     async def ListPrices(

@@ -8,11 +8,10 @@ from decimal import Decimal
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from turnpike.usage.v1 import quota_service_pb2, token_usage_pb2, usage_event_pb2, usage_service_pb2
+from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 from usage_service.domain.failure_cause import FailureCause, cause_of
 from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, bounds_ms, percentile_ms
 from usage_service.domain.pricing import PricingState, TokenCounts
-from usage_service.domain.rate_limit import LimitLevel, LimitMetric, LimitPosition
 from usage_service.domain.report import (
     Cost,
     DailyCost,
@@ -25,7 +24,6 @@ from usage_service.domain.report import (
 )
 from usage_service.domain.steps import StepUnit
 from usage_service.domain.usage_event import AttemptStatus, Funding, UsageSource
-from usage_service.metering.limiting import LimitStatus
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -46,8 +44,6 @@ _CAUSE = {
     )
     for cause in FailureCause
 }
-_METRIC = {metric: quota_service_pb2.LimitMetric.Value(f"LIMIT_METRIC_{metric.name}") for metric in LimitMetric}
-_LEVEL = {level: quota_service_pb2.LimitLevel.Value(f"LIMIT_LEVEL_{level.name}") for level in LimitLevel}
 
 
 def usage_report_to_proto(report: UsageReport) -> usage_service_pb2.GetTenantUsageStatsResponse:
@@ -201,34 +197,6 @@ def _event_to_proto(record: StoredRecord) -> usage_event_pb2.UsageEvent:
     return event
 
 
-def limit_status_to_proto(status: LimitStatus) -> quota_service_pb2.CheckRateLimitStatusResponse:
-    return quota_service_pb2.CheckRateLimitStatusResponse(
-        statuses=[limit_position_to_proto(one) for one in status.positions],
-        level=_LEVEL[status.level],
-        should_failover=status.should_failover,
-        as_of_time=timestamp_to_proto(status.as_of),
-        valid_for=duration_to_proto(status.valid_for),
-    )
-
-
-def limit_position_to_proto(position: LimitPosition) -> quota_service_pb2.RateLimitStatus:
-    rule = position.rule
-    return quota_service_pb2.RateLimitStatus(
-        provider=rule.provider,
-        model=rule.model,
-        metric=_METRIC[rule.metric],
-        window=duration_to_proto(timedelta(seconds=rule.window_s)),
-        limit=_amount_to_text(rule.metric, rule.limit),
-        used=_amount_to_text(rule.metric, position.used),
-        remaining=_amount_to_text(rule.metric, position.remaining),
-        usage_percent=position.usage_ratio * 100,
-        level=_LEVEL[position.level],
-        should_failover=position.should_failover,
-        reset_time=timestamp_to_proto(position.reset_at),
-        is_override=rule.is_override,
-    )
-
-
 def tokens_to_proto(tokens: TokenCounts) -> token_usage_pb2.TokenUsage:
     return token_usage_pb2.TokenUsage(
         input_tokens=tokens.input_tokens,
@@ -298,9 +266,3 @@ def _milliseconds_to_proto(milliseconds: int) -> Duration:
 def _nanoseconds_to_proto(nanoseconds: int) -> Duration:
     seconds, nanos = divmod(nanoseconds, 1_000_000_000)
     return Duration(seconds=seconds, nanos=nanos)
-
-
-def _amount_to_text(metric: LimitMetric, amount: Decimal) -> str:
-    if metric is LimitMetric.COST:
-        return usd_to_text(amount)
-    return str(int(amount)) if amount == amount.to_integral_value() else f"{amount.normalize():f}"

@@ -1,8 +1,12 @@
 """How close usage is to a limit.
 
-Windows are fixed and aligned to UTC (the minute, the hour, the UTC day), because providers count so and because the
-rollups can then answer them. What is used is read from the ledger, so it is settled usage: attempts under way are not
-in it. The router's own leases see to those.
+Windows are fixed and aligned to UTC (the minute, the hour, the UTC day, the month), because providers count so and
+because the rollups can then answer them. What is used is read from the ledger, so it is settled usage: attempts under
+way are not in it. The router's own leases see to those.
+
+A used share only grows within a window, but a pace rises and falls, limits are raised and prices corrected. So that a
+level does not come and go, it is left only a margin below where it begins. For that the level that was last told for
+the window is an argument here; it is kept in the ledger, where every replica finds it.
 """
 
 from __future__ import annotations
@@ -14,18 +18,26 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import assert_never
+from uuid import UUID
 
 from usage_service.domain.window import Window
 
-MIN_WINDOW_S = 60
-MAX_WINDOW_S = 31 * 86_400
+# The rollups' finest buckets; shorter windows are counted from rows.
+MINUTE_S = 60
+WEEK_S = 7 * 86_400
+MAX_FIXED_WINDOW_S = 30 * 86_400
+MONTH_S = 31 * 86_400  # stands for the calendar month, however many days it has
 
-# A projection needs a fifth of the window and a handful of requests: a burst at the window's start is no pace.
-_PROJECTION_MIN_ELAPSED = 0.2
+MAX_COUNT = Decimal(10) ** 15
+MAX_COST_USD = Decimal(10) ** 12
+COST_DECIMALS = 6
+
+# A handful of requests: fewer are no pace.
 _PROJECTION_MIN_REQUESTS = 5
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_FIRST_MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "mo": MONTH_S}
 
 
 class LimitMetric(StrEnum):
@@ -46,6 +58,35 @@ class LimitLevel(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LevelThresholds:
+    """Used shares of a limit at which levels begin, from 0 to 1, and by how much usage must be below to leave one.
+
+    A pace, which is the share that would be used at the window's end, counts once `pace_after` of the window is over: a
+    burst at its start is no pace.
+    """
+
+    normal: float = 0.6
+    warning: float = 0.8
+    critical: float = 0.95
+    margin: float = 0.05
+    pace_after: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.normal < self.warning < self.critical <= 1:
+            raise ValueError(
+                "levels must begin at rising shares above 0 up to 1, not at "
+                f"{self.normal}, {self.warning} and {self.critical}"
+            )
+        if not 0 <= self.margin < self.normal:
+            raise ValueError(f"the margin must be at least 0 and below {self.normal}, not {self.margin}")
+        if not 0 < self.pace_after <= 1:
+            raise ValueError(f"a pace must count after a share of the window above 0 up to 1, not {self.pace_after}")
+
+
+DEFAULT_THRESHOLDS = LevelThresholds()
+
+
+@dataclass(frozen=True, slots=True)
 class LimitRule:
     """One limit: at most `limit` of `metric` per `window_s` seconds at `provider`.
 
@@ -61,21 +102,54 @@ class LimitRule:
     is_override: bool = False
 
     def __post_init__(self) -> None:
-        if not MIN_WINDOW_S <= self.window_s <= MAX_WINDOW_S or self.window_s % MIN_WINDOW_S:
+        if not is_window(self.window_s):
             raise ValueError(
-                f"a limit's window must be whole minutes, {MIN_WINDOW_S} s to {MAX_WINDOW_S} s, not {self.window_s} s"
+                f"a limit's window must be 1 to 59 s, whole minutes up to {MAX_FIXED_WINDOW_S} s, or {MONTH_S} s for "
+                f"the calendar month, not {self.window_s} s"
             )
         if not self.limit.is_finite() or self.limit < 0:
             raise ValueError(f"a limit must be a number of at least 0, not {self.limit}")
 
     @classmethod
     def parse(cls, provider: str, text: str) -> LimitRule:
-        """Read "30 requests per 1m", "100_000 tokens per 1d" or "2.50 cost per 1h". Raises ValueError."""
-        match = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s+(requests|tokens|cost)\s+per\s+(\d{1,8})([smhd])\s*", text)
+        """Read "30 requests per 1m", "100_000 tokens per 1d" or "2.50 cost per 1mo". Raises ValueError."""
+        match = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s+(requests|tokens|cost)\s+per\s+(\d{1,8})([smhd]|mo)\s*", text)
         if match is None:
             raise ValueError(f"{text!r} for {provider!r} is no limit; write it like '30 requests per 1m'")
         amount, metric, length, unit = match.groups()
         return cls(provider, LimitMetric(metric), int(length) * _SECONDS[unit], Decimal(amount.replace("_", "")))
+
+
+@dataclass(frozen=True, slots=True)
+class LimitKey:
+    """What tells one limit of a tenant from another."""
+
+    provider: str
+    model: str
+    metric: LimitMetric
+    window_s: int
+
+    @classmethod
+    def of(cls, rule: LimitRule) -> LimitKey:
+        """The key of a rule."""
+        return cls(rule.provider, rule.model, rule.metric, rule.window_s)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimit:
+    """A limit of a tenant's own as it is stored."""
+
+    tenant_id: UUID
+    rule: LimitRule
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ToldLevel:
+    """The level of a limit as it was last told, which says nothing of other windows."""
+
+    window_start: datetime
+    level: LimitLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +184,11 @@ class LimitPosition:
     used: Decimal
     usage_ratio: float
     level: LimitLevel
-    reset_at: datetime
+    window: Window
+
+    @property
+    def reset_at(self) -> datetime:
+        return self.window.end
 
     @property
     def remaining(self) -> Decimal:
@@ -126,10 +204,23 @@ def parse_limits(table: Mapping[str, Sequence[str]]) -> tuple[LimitRule, ...]:
     return tuple(LimitRule.parse(provider, text) for provider, texts in table.items() for text in texts)
 
 
+def is_window(window_s: int) -> bool:
+    """Whether limits can have a window of this length: what rows or the rollups' minutes can be counted for."""
+    if window_s < MINUTE_S:
+        return window_s >= 1
+    return window_s == MONTH_S or (window_s <= MAX_FIXED_WINDOW_S and window_s % MINUTE_S == 0)
+
+
 def current_window(window_s: int, now: datetime) -> Window:
-    """The fixed window that holds `now`: windows of a length follow each other from 1970-01-01 UTC on."""
+    """The window that holds `now`, in UTC: the calendar month, or one of the fixed ones that follow each other.
+
+    Those of 7 days begin on Mondays, all others are counted from 1970-01-01 on.
+    """
+    if window_s == MONTH_S:
+        start = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return Window(start, (start + timedelta(days=31)).replace(day=1))
     length = timedelta(seconds=window_s)
-    start = now - (now - _EPOCH) % length
+    start = now - (now - (_FIRST_MONDAY if window_s == WEEK_S else _EPOCH)) % length
     return Window(start, start + length)
 
 
@@ -149,26 +240,48 @@ def applicable(
     )
 
 
-def position(rule: LimitRule, used: Consumption, now: datetime) -> LimitPosition:
-    """Where `used`, consumed in the current window of `rule`, stands at `now`."""
+def position(
+    rule: LimitRule,
+    used: Consumption,
+    now: datetime,
+    *,
+    thresholds: LevelThresholds = DEFAULT_THRESHOLDS,
+    told: ToldLevel | None = None,
+) -> LimitPosition:
+    """Where `used`, consumed in the current window of `rule`, stands at `now`; `told` is what was last said of it."""
     window = current_window(rule.window_s, now)
     amount = used.of(rule.metric)
     # A limit of zero allows nothing, so it is always used up.
     ratio = float(amount / rule.limit) if rule.limit else 1.0
     elapsed = (now - window.start) / window.length
-    projected_to_exhaust = (
-        elapsed >= _PROJECTION_MIN_ELAPSED and used.requests >= _PROJECTION_MIN_REQUESTS and ratio / elapsed > 1
-    )
-    return LimitPosition(rule, amount, ratio, level(ratio, projected_to_exhaust=projected_to_exhaust), window.end)
+    is_pace = elapsed >= thresholds.pace_after and used.requests >= _PROJECTION_MIN_REQUESTS
+    last = told.level if told is not None and told.window_start == window.start else LimitLevel.HEALTHY
+    found = level(ratio, pace=ratio / elapsed if is_pace else 0.0, thresholds=thresholds, last=last)
+    return LimitPosition(rule, amount, ratio, found, window)
 
 
-def level(ratio: float, *, projected_to_exhaust: bool) -> LimitLevel:
-    """The level for a used share of the limit; a pace that exhausts it before the reset is critical at any share."""
-    if ratio >= 0.95 or projected_to_exhaust:
+def level(
+    ratio: float,
+    *,
+    pace: float,
+    thresholds: LevelThresholds = DEFAULT_THRESHOLDS,
+    last: LimitLevel = LimitLevel.HEALTHY,
+) -> LimitLevel:
+    """The level for a used share, and a pace that exhausts the limit before the reset when it is above 1.
+
+    `last` was told before: it is left, or a part of the way down, only where usage is the margin below.
+    """
+    begun = _begun(ratio, pace, thresholds, margin=0.0)
+    not_left = _begun(ratio, pace, thresholds, margin=thresholds.margin)
+    return max(begun, min(last, not_left))
+
+
+def _begun(ratio: float, pace: float, thresholds: LevelThresholds, *, margin: float) -> LimitLevel:
+    if ratio >= thresholds.critical - margin or pace > 1 - margin:
         return LimitLevel.CRITICAL
-    if ratio >= 0.8:
+    if ratio >= thresholds.warning - margin:
         return LimitLevel.WARNING
-    if ratio >= 0.6:
+    if ratio >= thresholds.normal - margin:
         return LimitLevel.NORMAL
     return LimitLevel.HEALTHY
 

@@ -8,10 +8,14 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from usage_service.domain.rate_limit import (
+    MINUTE_S,
     Consumption,
+    LevelThresholds,
+    LimitKey,
     LimitLevel,
     LimitPosition,
     LimitRule,
+    ToldLevel,
     applicable,
     current_window,
     position,
@@ -19,7 +23,7 @@ from usage_service.domain.rate_limit import (
     worst_first,
 )
 from usage_service.domain.window import RollupRetention, answerable, tiles
-from usage_service.metering.report_ports import Limits, Rollups
+from usage_service.metering.report_ports import LevelChange, Limits, Rollups
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,14 @@ class Limiting:
         rollups: Rollups,
         limits: Limits,
         defaults: Sequence[LimitRule],
+        thresholds: LevelThresholds,
         retention: RollupRetention,
         now: Callable[[], datetime],
     ) -> None:
         self._rollups = rollups
         self._limits = limits
         self._defaults = tuple(defaults)
+        self._thresholds = thresholds
         self._retention = retention
         self._now = now
 
@@ -69,19 +75,30 @@ class Limiting:
         # After the limits were read: a window that began meanwhile must not be judged by the one before.
         now = self._now()
         used = await self._used(tenant_id, {rule.window_s for rule in rules}, now)
-        positions = worst_first(position(rule, _part(used, rule), now) for rule in rules)
+        told = await self._limits.told_levels(tenant_id) if rules else {}
+        positions = worst_first(
+            position(rule, _part(used, rule), now, thresholds=self._thresholds, told=told.get(LimitKey.of(rule)))
+            for rule in rules
+        )
+        if changes := _changes(positions, told):
+            await self._limits.tell_levels(tenant_id, changes)
         return LimitStatus(positions, now, valid_for(positions, now))
 
     async def _used(
         self, tenant_id: UUID, window_lengths_s: set[int], now: datetime
     ) -> Mapping[tuple[int, str, str], Consumption]:
-        if not window_lengths_s:
-            return {}
+        windows = {length_s: current_window(length_s, now) for length_s in sorted(window_lengths_s)}
         kept = self._retention.kept_at(now)
         covering = {
-            length_s: tiles(answerable(current_window(length_s, now), kept)) for length_s in sorted(window_lengths_s)
+            length_s: tiles(answerable(window, kept)) for length_s, window in windows.items() if length_s >= MINUTE_S
         }
-        return await self._rollups.consumption(tenant_id, covering)
+        recent = {length_s: window for length_s, window in windows.items() if length_s < MINUTE_S}
+        used: dict[tuple[int, str, str], Consumption] = {}
+        if covering:
+            used.update(await self._rollups.consumption(tenant_id, covering))
+        if recent:
+            used.update(await self._limits.recent_consumption(tenant_id, recent))
+        return used
 
 
 def _part(used: Mapping[tuple[int, str, str], Consumption], rule: LimitRule) -> Consumption:
@@ -92,3 +109,15 @@ def _part(used: Mapping[tuple[int, str, str], Consumption], rule: LimitRule) -> 
         if window_s == rule.window_s and provider == rule.provider and rule.model in ("", model)
     )
     return sum(parts, start=Consumption())
+
+
+def _changes(positions: Sequence[LimitPosition], told: Mapping[LimitKey, ToldLevel]) -> list[LevelChange]:
+    """The levels that are not what was told last of their window; until something is told a window is HEALTHY."""
+    changes = []
+    for one in positions:
+        key, now = LimitKey.of(one.rule), ToldLevel(one.window.start, one.level)
+        before = told.get(key)
+        is_of_window = before is not None and before.window_start == now.window_start
+        if now != before and (is_of_window or now.level is not LimitLevel.HEALTHY):
+            changes.append(LevelChange(key, before, now))
+    return changes

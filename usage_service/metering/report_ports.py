@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Protocol
 from uuid import UUID
 
-from usage_service.domain.rate_limit import Consumption, LimitRule
+from usage_service.domain.rate_limit import Consumption, LimitKey, LimitRule, ToldLevel
 from usage_service.domain.report import (
     DailyCost,
     Failure,
@@ -141,3 +141,26 @@ class Limits(Protocol):
     async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
         """The tenant's own limits. Raises ServiceError FAILED_PRECONDITION LIMIT_INVALID, naming the unusable one."""
         ...
+
+    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
+        """The levels that were last told of the tenant's limits, of whatever window; HEALTHY ones are left out."""
+        ...
+
+    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+        """Remember what is told now, for every replica; what another has told meanwhile stays where it is worse."""
+        ...
+
+    async def recent_consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Window]
+    ) -> Mapping[tuple[int, str, str], Consumption]:
+        """What was used by (key of the window, provider, model), from rows: for windows of less than a minute."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LevelChange:
+    """A level that differs from the one told last, which is None when there was none of any window."""
+
+    key: LimitKey
+    before: ToldLevel | None
+    now: ToldLevel

@@ -1,14 +1,27 @@
-"""The tenants' own limits in Postgres."""
+"""The tenants' own limits in Postgres, and the levels that were told of all limits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from service_runtime.errors import Category, ServiceError
 from service_runtime.postgres import Postgres, load_queries
-from usage_service.domain.rate_limit import LimitMetric, LimitRule
+from usage_service.domain.rate_limit import (
+    Consumption,
+    LimitKey,
+    LimitLevel,
+    LimitMetric,
+    LimitRule,
+    TenantLimit,
+    ToldLevel,
+)
+from usage_service.domain.window import Window
+from usage_service.metering.limit_setting import AfterLimit, LimitSet
+from usage_service.metering.report_ports import LevelChange
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -17,7 +30,7 @@ _QUERIES = load_queries(Path(__file__).with_name("limits.sql"))
 
 
 class PostgresLimits:
-    """The table of limits, as `metering.report_ports.Limits` wants it."""
+    """The tables, as `metering.report_ports.Limits` and `metering.limit_setting.LimitTable` want them."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
@@ -26,6 +39,90 @@ class PostgresLimits:
         async with self._postgres.acquire() as connection:
             fetched = await connection.fetch(_QUERIES["limits_of_tenant"], tenant_id)
         return [_rule(tenant_id, record) for record in fetched]
+
+    async def set(self, tenant_id: UUID, rule: LimitRule, *, most: int) -> LimitSet | None:
+        key = (rule.provider, rule.model, rule.metric, rule.window_s)
+        async with self._postgres.transaction() as connection:
+            await connection.execute(_QUERIES["lock_limits_of_tenant"], tenant_id)
+            before = await connection.fetchrow(_QUERIES["limit_before"], tenant_id, *key)
+            assert before is not None
+            if before["limit_value"] is None and before["others"] >= most:
+                return None
+            stored = await connection.fetchrow(_QUERIES["set_limit"], tenant_id, *key, rule.limit)
+            assert stored is not None
+        return LimitSet(_tenant_limit(stored), before["limit_value"])
+
+    async def delete(self, tenant_id: UUID, key: LimitKey) -> TenantLimit | None:
+        async with self._postgres.acquire() as connection:
+            removed = await connection.fetchrow(
+                _QUERIES["delete_limit"], tenant_id, key.provider, key.model, key.metric, key.window_s
+            )
+        return None if removed is None else _tenant_limit(removed)
+
+    async def page(
+        self, *, tenant_id: UUID | None, provider: str, after: AfterLimit | None, limit: int
+    ) -> list[TenantLimit]:
+        last: tuple[object, ...] = (None, None, None, None, None)
+        if after is not None:
+            key = after.key
+            last = (after.tenant_id, key.provider, key.model, key.metric, key.window_s)
+        async with self._postgres.acquire() as connection:
+            fetched = await connection.fetch(_QUERIES["page_of_limits"], tenant_id, provider, *last, limit)
+        return [_tenant_limit(record) for record in fetched]
+
+    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
+        async with self._postgres.acquire() as connection:
+            fetched = await connection.fetch(_QUERIES["told_levels"], tenant_id)
+        return {
+            LimitKey(
+                record["provider"], record["model_name"], LimitMetric(record["metric"]), record["window_s"]
+            ): ToldLevel(record["window_start"], LimitLevel(record["level"]))
+            for record in fetched
+        }
+
+    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+        lowered = [one for one in changes if _is_lower(one)]
+        begun = [one for one in changes if not _is_lower(one)]
+        async with self._postgres.transaction() as connection:
+            for query, part in (("tell_levels", begun), ("lower_levels", lowered)):
+                if part:
+                    await connection.execute(_QUERIES[query], tenant_id, *zip(*map(_change, part), strict=True))
+
+    async def recent_consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Window]
+    ) -> dict[tuple[int, str, str], Consumption]:
+        starts, ends = [one.start for one in windows.values()], [one.end for one in windows.values()]
+        async with self._postgres.acquire() as connection:
+            fetched = await connection.fetch(
+                _QUERIES["recent_consumption"], tenant_id, list(windows), starts, ends, min(starts), max(ends)
+            )
+        return {
+            (record["window_key"], record["provider"], record["model_name"]): Consumption(
+                record["requests"], record["tokens"], record["cost_usd"]
+            )
+            for record in fetched
+        }
+
+
+async def forget_levels(owner: Postgres, before: datetime) -> None:
+    """Remove the levels that were told before a time."""
+    async with owner.acquire() as connection:
+        await connection.execute(_QUERIES["forget_levels"], before)
+
+
+def _is_lower(change: LevelChange) -> bool:
+    before, now = change.before, change.now
+    return before is not None and before.window_start == now.window_start and now.level < before.level
+
+
+def _change(change: LevelChange) -> tuple[object, ...]:
+    key, now = change.key, change.now
+    before = change.before.level if change.before is not None else LimitLevel.HEALTHY
+    return (key.provider, key.model, key.metric, key.window_s, now.window_start, now.level, before)
+
+
+def _tenant_limit(record: Record) -> TenantLimit:
+    return TenantLimit(record["tenant_id"], _rule(record["tenant_id"], record), record["updated_at"])
 
 
 def _rule(tenant_id: UUID, record: Record) -> LimitRule:

@@ -9,9 +9,12 @@ import structlog
 
 from service_runtime.postgres import Postgres
 from usage_service.domain.window import RollupRetention
+from usage_service.storage.limits import forget_levels
 from usage_service.storage.partitions import Partitions
 from usage_service.storage.rollups import purge_rollups
 
+# Longer than any window, so that no level that still counts is forgotten.
+_LEVELS_KEPT = timedelta(days=62)
 # Long enough that nobody notices a service whose maintenance has failed for days.
 _AHEAD = timedelta(days=14)
 
@@ -54,6 +57,7 @@ class Maintenance:
             dropped = await self._partitions.drop_before(now - self._raw_retention)
             if dropped:
                 _log.info("ledger.weeks_dropped", weeks=[week.isoformat() for week in dropped])
+        await forget_levels(self._owner, now - _LEVELS_KEPT)
         purged = await purge_rollups(self._owner, self._rollup_retention, now)
         if purged.minutes or purged.hours:
             _log.info("ledger.rollups_purged", minutes=purged.minutes, hours=purged.hours)

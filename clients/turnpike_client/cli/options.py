@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import wraps
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import click
 
 from turnpike_client.accounting import UsageFilter
 from turnpike_client.enums import AttemptFilter, Funding
+from turnpike_client.limit_client import CALENDAR_MONTH
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -45,6 +47,35 @@ def read_moment(text: str, now: datetime) -> datetime | None:
     except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Span(click.ParamType[timedelta]):
+    """A length of time such as `10s`, `1m`, `1h` or `7d`; `1mo` is the calendar month."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        length = re.fullmatch(r"(\d{1,6})([smhdw])", value.strip())
+        if value.strip() == "1mo":
+            return CALENDAR_MONTH
+        if length is None:
+            self.fail(f"{value!r} is no length of time such as 10s, 1m, 1h, 7d or 1mo", param, ctx)
+        return timedelta(**{_UNITS[length[2]]: int(length[1])})
+
+
+class Amount(click.ParamType[Decimal]):
+    """A decimal number of at least 0, such as `1000` or `2.50`."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        if isinstance(value, Decimal):
+            return value
+        if re.fullmatch(r"\d{1,18}(\.\d{1,18})?", value.strip(), re.ASCII) is None:
+            self.fail(f"{value!r} is no decimal number of at least 0, such as 1000 or 2.50", param, ctx)
+        return Decimal(value.strip())
 
 
 class Pair(click.ParamType[tuple[str, str]]):

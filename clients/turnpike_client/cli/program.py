@@ -11,8 +11,10 @@ import click
 
 from turnpike_client.cli.charts import latency, series
 from turnpike_client.cli.chat import chat
+from turnpike_client.cli.limits import limits
 from turnpike_client.cli.output import one_line
-from turnpike_client.cli.reports import costs, errors, limits, prices, records, usage
+from turnpike_client.cli.prices import prices
+from turnpike_client.cli.reports import costs, errors, records, usage
 from turnpike_client.cli.routes import explain, providers
 from turnpike_client.cli.session import Session, target
 from turnpike_client.cli.tenants import tenants

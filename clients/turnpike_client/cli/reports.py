@@ -1,4 +1,4 @@
-"""The books: `turnpike usage`, `records`, `costs`, `errors`, `limits` and `prices`."""
+"""The books: `turnpike usage`, `records`, `costs` and `errors`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from turnpike_client.accounting import (
     CostSummary,
     DailyCost,
     ErrorSummary,
-    LimitReport,
-    LimitStatus,
-    Price,
     UsageFilter,
     UsageRecord,
     UsageReport,
     UsageStats,
 )
 from turnpike_client.cli.options import (
-    Moment,
-    filter_options,
     json_option,
     report_filter,
     tenant_option,
     window_options,
 )
-from turnpike_client.cli.output import dollars, duration, moment, number, print_json, print_table, yes_no
+from turnpike_client.cli.output import dollars, duration, moment, number, print_json, print_table
 from turnpike_client.cli.session import Session, pass_session
-from turnpike_client.enums import LimitMetric, PricingState
+from turnpike_client.enums import PricingState
 
 _Item = TypeVar("_Item")
 
@@ -243,79 +238,6 @@ def errors(
             for error in found
         ],
         empty="no errors",
-    )
-
-
-@click.command()
-@tenant_option()
-@filter_options
-@json_option
-@pass_session
-def limits(session: Session, *, tenant_id: str, provider: str, model: str, as_json: bool) -> None:
-    """Show how near the tenant is to its limits, worst first."""
-
-    async def read() -> LimitReport:
-        async with session.usage_client() as client:
-            return await client.limits(tenant_id, provider=provider, model=model)
-
-    report = session.run(read())
-    if as_json:
-        print_json(report)
-        return
-    columns = ["level", "used %>", "used>", "limit>", "per", "of", "provider", "model", "resets", "fail over"]
-    print_table([*columns, "set by"], [_limit_row(status) for status in report.statuses], empty="no limits apply")
-
-
-def _limit_row(status: LimitStatus) -> tuple[str, ...]:
-    amount = dollars if status.metric is LimitMetric.COST else number
-    return (
-        status.level,
-        f"{status.usage_percent:.1f}",
-        amount(status.used),
-        amount(status.limit),
-        duration(status.window),
-        status.metric,
-        status.provider,
-        status.model or "(all)",
-        moment(status.resets_at),
-        yes_no(status.should_failover),
-        "tenant" if status.is_override else "default",
-    )
-
-
-@click.command()
-@click.option("--provider", default="", help="Only this provider.")
-@click.option("--at", "as_of", type=Moment(), help="As of then: 7d or a time. Default: now.")
-@json_option
-@pass_session
-def prices(session: Session, *, provider: str, as_of: datetime | None, as_json: bool) -> None:
-    """Show the price book, in US dollars per million tokens."""
-
-    async def read() -> list[Price]:
-        async with session.usage_client() as client:
-            return [price async for price in client.prices(provider=provider, as_of=as_of, page_size=1000)]
-
-    found = session.run(read())
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ["provider", "model", "in>", "out>", "cache read>", "cache write>", "reasoning>", "since", "source"],
-        [
-            (
-                price.provider,
-                price.model,
-                dollars(price.input_usd_per_million),
-                dollars(price.output_usd_per_million),
-                "as in" if price.cached_read_usd_per_million is None else dollars(price.cached_read_usd_per_million),
-                "as in" if price.cached_write_usd_per_million is None else dollars(price.cached_write_usd_per_million),
-                "as out" if price.reasoning_usd_per_million is None else dollars(price.reasoning_usd_per_million),
-                moment(price.effective_at),
-                price.source,
-            )
-            for price in found
-        ],
-        empty="no prices",
     )
 
 

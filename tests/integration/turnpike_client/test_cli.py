@@ -120,7 +120,7 @@ async def test_a_refusal_for_a_limit_says_when_to_try_again(turnpike: FakeTurnpi
         ("chat", "--tenant", TENANT, "Hi"),
         ("usage", "--tenant", TENANT),
         ("tenants", "list"),
-        ("limits", "--tenant", TENANT),
+        ("limits", "status", "--tenant", TENANT),
         ("providers",),
     ],
 )
@@ -158,7 +158,7 @@ async def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) 
 async def test_a_port_variable_moves_the_default_for_a_second_instance(turnpike: FakeTurnpike, run: Run) -> None:
     port = turnpike.usage_target.rpartition(":")[2]
 
-    result = await run("prices", env={"TURNPIKE_USAGE": "", "USAGE_PORT": port})
+    result = await run("prices", "list", env={"TURNPIKE_USAGE": "", "USAGE_PORT": port})
 
     assert result.exit_code == 0
 
@@ -241,7 +241,7 @@ async def test_the_books_are_printed(turnpike: FakeTurnpike, usage: UsageClient,
     everything = await run("records", "--tenant", TENANT, "--json")
     costs = await run("costs", "--tenant", TENANT)
     errors = await run("errors", "--tenant", TENANT)
-    prices = await run("prices", "--provider", "groq")
+    prices = await run("prices", "list", "--provider", "groq")
 
     assert [line.split()[:3] for line in stats.stdout.splitlines()[1:]] == [
         ["llm7", "x", "2"],
@@ -287,7 +287,7 @@ async def test_limits_and_routes_are_printed(turnpike: FakeTurnpike, run: Run) -
         config_version=4,
     )
 
-    limits = await run("limits", "--tenant", TENANT)
+    limits = await run("limits", "status", "--tenant", TENANT)
     route = await run("explain", "--tenant", TENANT, "--task", "code", "--needs-tools", "--within", "2.5")
     providers = await run("providers", "--json")
 
@@ -305,8 +305,11 @@ READS = [
     ("errors", "--tenant", TENANT),
     ("series", "--tenant", TENANT),
     ("latency", "--tenant", TENANT),
-    ("limits", "--tenant", TENANT),
-    ("prices",),
+    ("limits", "status", "--tenant", TENANT),
+    ("limits", "list"),
+    ("prices", "list"),
+    ("prices", "history", "groq", "m"),
+    ("prices", "adjustments", "--tenant", TENANT),
     ("providers",),
     ("explain", "--tenant", TENANT),
 ]

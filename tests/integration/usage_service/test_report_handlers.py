@@ -21,10 +21,12 @@ from usage_service.api.convert_reports import timestamp_to_proto
 from usage_service.api.quota_servicer import QuotaServicer
 from usage_service.api.reports import ReportHandlers
 from usage_service.domain.pricing import TokenCounts
-from usage_service.domain.rate_limit import LimitRule
+from usage_service.domain.provider_names import CATALOGUE_PROVIDERS
+from usage_service.domain.rate_limit import LevelThresholds, LimitRule
 from usage_service.domain.usage_event import AttemptStatus, Funding, UsageSource
 from usage_service.domain.window import RollupRetention, Window
 from usage_service.metering import reporting as reporting_module
+from usage_service.metering.limit_setting import LimitSetting
 from usage_service.metering.limiting import Limiting
 from usage_service.metering.reporting import Reporting
 from usage_service.storage.limits import PostgresLimits
@@ -74,9 +76,12 @@ def quota(postgres: Postgres, clock: Clock, *defaults: str) -> QuotaServicer:
             rollups=PostgresRollups(postgres),
             limits=PostgresLimits(postgres),
             defaults=[LimitRule.parse("groq", text) for text in defaults],
+            thresholds=LevelThresholds(),
             retention=RollupRetention(),
             now=clock,
-        )
+        ),
+        LimitSetting(PostgresLimits(postgres)),
+        providers=CATALOGUE_PROVIDERS,
     )
 
 
@@ -417,7 +422,7 @@ async def test_a_tenants_own_limits_replace_the_defaults(postgres: Postgres, clo
     assert (requests.model, requests.limit, requests.used) == ("gpt-oss-20b", "1000", "1")
 
 
-@pytest.mark.parametrize(("metric", "window_s"), [("requests", 1), ("requests", 90), ("concurrency", 60)])
+@pytest.mark.parametrize(("metric", "window_s"), [("requests", 61), ("requests", 90), ("concurrency", 60)])
 async def test_a_limit_that_cannot_be_used_is_named_instead_of_ignored(
     postgres: Postgres, clock: Clock, metric: str, window_s: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""The ledger under logins of all kinds: one that may make roles, one that may not, one whose operator made it."""
+"""The ledger under logins of all kinds, and what the services' own roles may and may not do in one database."""
 
 from __future__ import annotations
 
@@ -10,9 +10,25 @@ import pytest
 from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.migrations import migrate
 from service_runtime.postgres import Postgres, usable_role
-from tests.support.postgres import LEDGER_MIGRATIONS, dsn_of
+from tests.support.postgres import LEDGER_MIGRATIONS, TENANTS_MIGRATIONS, dsn_of
 
 ROLE = "turnpike_usage"
+FORBIDDEN = {
+    "turnpike_usage": (
+        "SELECT llm_tokens FROM tenants",
+        "SELECT id FROM tenants",
+        "UPDATE tenants SET llm_tokens = '{}'",
+        "UPDATE usage_cost_adjustments SET reason = ''",
+    ),
+    "turnpike_router": (
+        "SELECT count(*) FROM model_usage_stats",
+        "INSERT INTO model_usage_stats SELECT * FROM model_usage_stats",
+        "UPDATE usage_rollup_day SET cost_usd = 0",
+        "INSERT INTO usage_cost_adjustments SELECT * FROM usage_cost_adjustments",
+        "UPDATE model_prices SET input_usd = 0",
+        "DELETE FROM usage_limits",
+    ),
+}
 
 
 async def execute(server: EmbeddedPostgres, *statements: str) -> None:
@@ -38,6 +54,7 @@ async def server(own_server: EmbeddedPostgres) -> AsyncIterator[EmbeddedPostgres
         own_server,
         "DROP DATABASE IF EXISTS ledger WITH (FORCE)",
         "DROP ROLE IF EXISTS turnpike_usage",
+        "DROP ROLE IF EXISTS turnpike_router",
         "DROP ROLE IF EXISTS keeper",
     )
 
@@ -101,3 +118,51 @@ async def test_a_role_that_belongs_to_somebody_else_is_left_alone(server: Embedd
 
     assert await usable_role(as_keeper(server), ROLE) is None
     assert await may_read_the_ledger(as_keeper(server), None)
+
+
+async def rights(dsn: str, role: str) -> dict[str, set[str]]:
+    """What a role may do with every table and view, its own and those of others; partitions belong to their tables."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows = await connection.fetch(
+            """
+            SELECT relname, privilege
+            FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+            WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v') AND NOT relispartition
+              AND has_table_privilege($1, oid, privilege)
+            """,
+            role,
+        )
+    finally:
+        await connection.close()
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["relname"], set()).add(row["privilege"])
+    return found
+
+
+async def test_in_one_database_neither_service_reaches_the_others_tables(server: EmbeddedPostgres) -> None:
+    await execute(server, "CREATE DATABASE ledger")
+    dsn = dsn_of(server, "ledger")
+    await migrate(dsn, "usage_service", LEDGER_MIGRATIONS)
+    await migrate(dsn, "router_service", TENANTS_MIGRATIONS)
+
+    usage, router = await rights(dsn, "turnpike_usage"), await rights(dsn, "turnpike_router")
+
+    everything, append = {"SELECT", "INSERT", "UPDATE", "DELETE"}, {"SELECT", "INSERT"}
+    assert router == {"tenants": everything}
+    assert "tenants" not in usage
+    assert {name: usage.pop(name, None) for name in ("usage_cost_adjustments", "model_prices_replaced")} == {
+        "usage_cost_adjustments": append,
+        "model_prices_replaced": append,
+    }
+    assert usage.pop("model_prices_ever") == {"SELECT"}
+    assert {"model_usage_stats", "model_prices", "usage_limits", "usage_limit_levels"} <= set(usage)
+    assert all(allowed <= everything for allowed in usage.values())
+    for role, statements in FORBIDDEN.items():
+        postgres = await Postgres.connect(dsn, min_size=0, max_size=1, role=role)
+        for statement in statements:
+            async with postgres.acquire() as connection:
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute(statement)
+        await postgres.close()

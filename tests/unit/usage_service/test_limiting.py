@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from usage_service.domain.rate_limit import Consumption, LimitLevel, LimitMetric, LimitRule
+from usage_service.domain.rate_limit import (
+    Consumption,
+    LevelThresholds,
+    LimitKey,
+    LimitLevel,
+    LimitMetric,
+    LimitRule,
+    ToldLevel,
+)
 from usage_service.domain.report import DailyCost, Failure, GroupedUsage, Grouping, UsageFilter, UsagePoint
 from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window
 from usage_service.metering.limiting import Limiting
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup, LevelChange
 
 NOW = datetime(2026, 3, 18, 10, 41, 50, tzinfo=UTC)
 TENANT = UUID(int=1)
@@ -72,18 +80,42 @@ class UsedUp:
 
 
 class OwnLimits:
-    """The limits of every tenant."""
+    """The limits of every tenant, and what was told of them; `recent` is what rows say of windows under a minute."""
 
-    def __init__(self, *rules: LimitRule) -> None:
+    def __init__(self, *rules: LimitRule, recent: Mapping[tuple[int, str, str], Consumption] | None = None) -> None:
         self._rules = rules
+        self._recent = recent or {}
+        self.told: dict[LimitKey, ToldLevel] = {}
+        self.recent_windows: list[Mapping[int, Window]] = []
+
+    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
+        return dict(self.told)
+
+    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+        for change in changes:
+            assert change.before == self.told.get(change.key)
+            self.told[change.key] = change.now
+
+    async def recent_consumption(
+        self, tenant_id: UUID, windows: Mapping[int, Window]
+    ) -> Mapping[tuple[int, str, str], Consumption]:
+        self.recent_windows.append(windows)
+        return self._recent
 
     async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
         return self._rules
 
 
-def limiting(rollups: UsedUp, *rules: LimitRule, own: OwnLimits | None = None) -> Limiting:
+def limiting(
+    rollups: UsedUp, *rules: LimitRule, own: OwnLimits | None = None, now: Callable[[], datetime] | None = None
+) -> Limiting:
     return Limiting(
-        rollups=rollups, limits=own or OwnLimits(), defaults=rules, retention=RollupRetention(), now=lambda: NOW
+        rollups=rollups,
+        limits=own or OwnLimits(),
+        defaults=rules,
+        thresholds=LevelThresholds(),
+        retention=RollupRetention(),
+        now=now or (lambda: NOW),
     )
 
 
@@ -155,3 +187,71 @@ async def test_requests_that_never_reached_a_provider_count_against_no_provider(
     status = await limiting(rollups, rule).status(TENANT)
 
     assert [one.used for one in status.positions] == [0]
+
+
+async def test_windows_of_less_than_a_minute_are_counted_from_rows() -> None:
+    rollups = UsedUp([(NOW, "groq", "a", Consumption(9, 90, Decimal(0)))])
+    second = LimitRule("groq", LimitMetric.REQUESTS, 10, Decimal(5))
+    minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
+    own = OwnLimits(recent={(10, "groq", "a"): Consumption(4, 40, Decimal(0))})
+
+    status = await limiting(rollups, second, minute, own=own).status(TENANT)
+
+    assert {one.rule: one.used for one in status.positions} == {second: 4, minute: 9}
+    assert own.recent_windows == [{10: Window(NOW, NOW + timedelta(seconds=10))}]
+    assert [set(asked) for asked in rollups.asked] == [{60}]
+
+
+async def test_two_replicas_answer_the_same_and_leave_a_level_only_below_its_margin() -> None:
+    day = LimitRule("groq", LimitMetric.COST, 86_400, Decimal(10))
+    known = OwnLimits()
+
+    async def told_with(used_usd: str) -> LimitLevel:
+        rollups = UsedUp([(NOW, "groq", "a", Consumption(1, 0, Decimal(used_usd)))])
+        replicas = [limiting(rollups, day, own=known) for _ in range(2)]
+        levels = {(await replica.status(TENANT)).level for replica in replicas}
+        assert len(levels) == 1
+        return levels.pop()
+
+    # A price was corrected, and usage got cheaper within the window.
+    levels = [await told_with(usd) for usd in ("7.9", "8", "7.6", "7.4", "7.6", "0")]
+
+    assert levels == [
+        LimitLevel.NORMAL,
+        LimitLevel.WARNING,
+        LimitLevel.WARNING,
+        LimitLevel.NORMAL,
+        LimitLevel.NORMAL,
+        LimitLevel.HEALTHY,
+    ]
+
+
+async def test_a_new_window_begins_without_a_level() -> None:
+    minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
+    known = OwnLimits()
+    clock = [NOW]
+    later = NOW + timedelta(minutes=1)
+    rollups = UsedUp(
+        [
+            (NOW, "groq", "a", Consumption(96, 0, Decimal(0))),
+            (later, "groq", "a", Consumption(91, 0, Decimal(0))),
+        ]
+    )
+    replica = limiting(rollups, minute, own=known, now=lambda: clock[0])
+
+    before = (await replica.status(TENANT)).level
+    clock[0] = later.replace(second=1)
+    after = (await replica.status(TENANT)).level
+
+    assert (before, after) == (LimitLevel.CRITICAL, LimitLevel.WARNING)
+
+
+async def test_nothing_is_written_while_no_level_changes() -> None:
+    class Unwritable(OwnLimits):
+        async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+            raise AssertionError(changes)
+
+    rollups = UsedUp([(NOW, "groq", "a", Consumption(10, 0, Decimal(0)))])
+    minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
+
+    assert (await limiting(rollups, minute, own=Unwritable()).status(TENANT)).level is LimitLevel.HEALTHY

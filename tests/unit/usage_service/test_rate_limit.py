@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from usage_service.domain.rate_limit import (
     DEFAULT_LIMITS,
+    MONTH_S,
     Consumption,
+    LevelThresholds,
     LimitLevel,
     LimitMetric,
     LimitPosition,
     LimitRule,
+    ToldLevel,
     applicable,
     current_window,
     level,
@@ -109,6 +112,9 @@ def test_each_metric_counts_its_own(metric: LimitMetric, used: Decimal) -> None:
         (60, "2026-03-18T10:41", "2026-03-18T10:42"),
         (3600, "2026-03-18T10:00", "2026-03-18T11:00"),
         (86_400, "2026-03-18T00:00", "2026-03-19T00:00"),
+        (7 * 86_400, "2026-03-16T00:00", "2026-03-23T00:00"),
+        (10, "2026-03-18T10:41:00", "2026-03-18T10:41:10"),
+        (MONTH_S, "2026-03-01T00:00", "2026-04-01T00:00"),
     ],
 )
 def test_windows_are_aligned_to_utc(window_s: int, start: str, end: str) -> None:
@@ -119,7 +125,7 @@ def test_windows_are_aligned_to_utc(window_s: int, start: str, end: str) -> None
     )
 
 
-@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)), st.integers(1, 44_640))  # noqa: DTZ001 - hypothesis adds the zone
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)), st.integers(1, 43_200))  # noqa: DTZ001 - hypothesis adds the zone
 def test_now_is_always_in_its_window_and_windows_do_not_depend_on_when_they_are_asked_for(
     now: datetime, minutes: int
 ) -> None:
@@ -130,14 +136,93 @@ def test_now_is_always_in_its_window_and_windows_do_not_depend_on_when_they_are_
     assert current_window(minutes * 60, window.start) == window
 
 
-@given(st.floats(0, 3), st.floats(0, 3))
-def test_more_usage_is_never_a_better_level(one: float, other: float) -> None:
+@pytest.mark.parametrize(
+    ("day", "days"), [("2026-02-28", 28), ("2028-02-29", 29), ("2026-12-31", 31), ("2026-04-01", 30)]
+)
+def test_a_month_is_as_long_as_the_calendar_says(day: str, days: int) -> None:
+    window = current_window(MONTH_S, datetime.fromisoformat(f"{day}T23:59:59.999999+00:00"))
+
+    assert (window.start.day, window.end.day, window.length) == (1, 1, timedelta(days=days))
+
+
+@given(st.floats(0, 3), st.floats(0, 3), st.floats(0, 3), st.sampled_from(LimitLevel))
+def test_more_usage_is_never_a_better_level(one: float, other: float, pace: float, last: LimitLevel) -> None:
     less, more = sorted((one, other))
 
-    assert level(less, projected_to_exhaust=False) <= level(more, projected_to_exhaust=False)
+    assert level(less, pace=pace, last=last) <= level(more, pace=pace, last=last)
 
 
-@pytest.mark.parametrize("window_s", [1, 59, 61, 90, 0, -60, 32 * 86_400])
+@pytest.mark.parametrize(
+    ("ratio", "last", "expected"),
+    [
+        (0.76, LimitLevel.WARNING, LimitLevel.WARNING),
+        (0.74, LimitLevel.WARNING, LimitLevel.NORMAL),
+        (0.56, LimitLevel.CRITICAL, LimitLevel.NORMAL),
+        (0.54, LimitLevel.CRITICAL, LimitLevel.HEALTHY),
+        (0.91, LimitLevel.CRITICAL, LimitLevel.CRITICAL),
+        (0.91, LimitLevel.NORMAL, LimitLevel.WARNING),
+        (0.91, LimitLevel.HEALTHY, LimitLevel.WARNING),
+        (0.99, LimitLevel.HEALTHY, LimitLevel.CRITICAL),
+    ],
+)
+def test_a_level_is_left_only_the_margin_below_where_it_begins(
+    ratio: float, last: LimitLevel, expected: LimitLevel
+) -> None:
+    assert level(ratio, pace=0.0, last=last) is expected
+
+
+def test_a_pace_that_was_critical_stays_so_until_it_is_clearly_slower() -> None:
+    told = ToldLevel(MIDNIGHT, LimitLevel.CRITICAL)
+    used, half_past = requests(49), MIDNIGHT + timedelta(seconds=30)  # 98 at the end, of 100
+
+    assert position(PER_MINUTE, used, half_past).level is LimitLevel.HEALTHY
+    assert position(PER_MINUTE, used, half_past, told=told).level is LimitLevel.CRITICAL
+    assert position(PER_MINUTE, requests(47), half_past, told=told).level is LimitLevel.HEALTHY
+
+
+def test_what_was_told_of_another_window_says_nothing() -> None:
+    told = ToldLevel(MIDNIGHT - timedelta(minutes=1), LimitLevel.CRITICAL)
+
+    assert position(PER_MINUTE, requests(91), MIDNIGHT, told=told).level is LimitLevel.WARNING
+
+
+@given(st.lists(st.floats(0, 1.2), min_size=1, max_size=20), st.floats(0, 0.2))
+def test_a_level_that_is_told_again_and_again_changes_only_where_a_threshold_or_its_margin_was_crossed(
+    ratios: list[float], margin: float
+) -> None:
+    thresholds = LevelThresholds(margin=margin)
+    begins = {LimitLevel.HEALTHY: 0.0, LimitLevel.NORMAL: 0.6, LimitLevel.WARNING: 0.8, LimitLevel.CRITICAL: 0.95}
+    last = LimitLevel.HEALTHY
+    for ratio in ratios:
+        found = level(ratio, pace=0.0, thresholds=thresholds, last=last)
+        if found > last:
+            assert ratio >= begins[found]
+        if found < last:
+            assert ratio < begins[LimitLevel(found + 1)] - margin
+        # Told once more, nothing moves: two replicas that ask one after the other say the same.
+        assert level(ratio, pace=0.0, thresholds=thresholds, last=found) is found
+        last = found
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        {"normal": 0.0},
+        {"normal": 0.8},
+        {"warning": 0.95},
+        {"critical": 1.01},
+        {"margin": -0.01},
+        {"margin": 0.6},
+        {"pace_after": 0.0},
+        {"normal": float("nan")},
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(thresholds: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        LevelThresholds(**thresholds)
+
+
+@pytest.mark.parametrize("window_s", [61, 90, 0, -60, 30 * 86_400 + 60, 32 * 86_400])
 def test_windows_that_the_rollups_cannot_answer_are_refused(window_s: int) -> None:
     with pytest.raises(ValueError, match="whole minutes"):
         LimitRule("groq", LimitMetric.REQUESTS, window_s, Decimal(1))
@@ -156,6 +241,8 @@ def test_limits_that_are_no_amount_are_refused(limit: str) -> None:
         ("100_000 tokens per 1d", LimitRule("groq", LimitMetric.TOKENS, 86_400, Decimal(100_000))),
         (" 2.50 cost per 2h ", LimitRule("groq", LimitMetric.COST, 7200, Decimal("2.50"))),
         ("5 requests per 120s", LimitRule("groq", LimitMetric.REQUESTS, 120, Decimal(5))),
+        ("5 requests per 1s", LimitRule("groq", LimitMetric.REQUESTS, 1, Decimal(5))),
+        ("100 cost per 1mo", LimitRule("groq", LimitMetric.COST, MONTH_S, Decimal(100))),
     ],
 )
 def test_limits_are_read_from_words(text: str, expected: LimitRule) -> None:
@@ -197,7 +284,13 @@ def test_only_limits_on_the_asked_provider_and_model_apply() -> None:
 
 
 def at(used_level: LimitLevel, ratio: float, reset_in_s: float = 3600) -> LimitPosition:
-    return LimitPosition(PER_MINUTE, Decimal(0), ratio, used_level, MIDNIGHT + timedelta(seconds=reset_in_s))
+    return LimitPosition(
+        PER_MINUTE,
+        Decimal(0),
+        ratio,
+        used_level,
+        Window(MIDNIGHT - timedelta(days=1), MIDNIGHT + timedelta(seconds=reset_in_s)),
+    )
 
 
 def test_the_worst_position_comes_first() -> None:

@@ -55,3 +55,15 @@ def test_minutes_are_kept_no_longer_than_hours(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(SettingsError, match="USAGE_HOUR_ROLLUP_DAYS"):
         load_settings(UsageSettings)
+
+
+def test_levels_of_limits_are_settings_and_must_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_LIMIT_WARNING_AT", "0.7")
+    monkeypatch.setenv("USAGE_LIMIT_LEAVE_MARGIN", "0.1")
+    thresholds = load_settings(UsageSettings).level_thresholds
+    monkeypatch.setenv("USAGE_LIMIT_WARNING_AT", "0.5")
+
+    with pytest.raises(SettingsError, match="rising shares"):
+        load_settings(UsageSettings)
+
+    assert (thresholds.normal, thresholds.warning, thresholds.critical, thresholds.margin) == (0.6, 0.7, 0.95, 0.1)

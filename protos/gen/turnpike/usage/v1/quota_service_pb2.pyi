@@ -64,10 +64,16 @@ class _LimitLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitLevel
     LIMIT_LEVEL_WARNING: _LimitLevel.ValueType  # 3
     """80 % or more."""
     LIMIT_LEVEL_CRITICAL: _LimitLevel.ValueType  # 4
-    """95 % or more, or the present pace exhausts the limit before it resets."""
+    """95 % or more, or the present pace exhausts the limit before it resets. A pace is told after a fifth of the window and
+    five requests.
+    """
 
 class LimitLevel(_LimitLevel, metaclass=_LimitLevelEnumTypeWrapper):
-    """How close usage is to a limit. A client treats a value it does not know as CRITICAL."""
+    """How close usage is to a limit; the shares are the defaults of settings. A level is left only when usage is five more
+    points below the share at which it began, so that it does not come and go: every replica answers from the level that was
+    last told for the same window, which is kept in the ledger. A new window begins without one. A client treats a value it
+    does not know as CRITICAL.
+    """
 
 LIMIT_LEVEL_UNSPECIFIED: LimitLevel.ValueType  # 0
 """Not stated."""
@@ -78,7 +84,9 @@ LIMIT_LEVEL_NORMAL: LimitLevel.ValueType  # 2
 LIMIT_LEVEL_WARNING: LimitLevel.ValueType  # 3
 """80 % or more."""
 LIMIT_LEVEL_CRITICAL: LimitLevel.ValueType  # 4
-"""95 % or more, or the present pace exhausts the limit before it resets."""
+"""95 % or more, or the present pace exhausts the limit before it resets. A pace is told after a fifth of the window and
+five requests.
+"""
 Global___LimitLevel: _TypeAlias = LimitLevel  # noqa: Y015
 
 @_typing.final
@@ -151,7 +159,7 @@ class RateLimitStatus(_message.Message):
     """Whether the limit is the tenant's own; else it is the provider's default from the settings."""
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
-        """Length of the window."""
+        """Length of the window, as in `UsageLimit`."""
 
     @_builtins.property
     def reset_time(self) -> _timestamp_pb2.Timestamp:
@@ -224,3 +232,254 @@ class CheckRateLimitStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckRateLimitStatusResponse: _TypeAlias = CheckRateLimitStatusResponse  # noqa: Y015
+
+@_typing.final
+class UsageLimit(_message.Message):
+    """A limit of a tenant's own. Tenant, provider, model, metric and window together are its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant."""
+    provider: _builtins.str
+    """Catalogue name of the provider."""
+    model: _builtins.str
+    """Model. Empty: all models together."""
+    metric: Global___LimitMetric.ValueType
+    """What is counted."""
+    limit: _builtins.str
+    """The limit as a decimal string: a count, or US dollars for COST. "0" allows nothing."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Length of the window: 1 to 59 seconds, whole minutes from 1 minute to 30 days, or 31 days (2678400 s), which stands for
+        the calendar month. Windows follow each other without a gap, in UTC: minutes, hours and days as on the clock, 7 days
+        from Monday, months from the first; others are counted from 1970.
+        """
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last set."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        metric: Global___LimitMetric.ValueType = ...,
+        window: _duration_pb2.Duration | None = ...,
+        limit: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "metric", b"metric", "model", b"model", "provider", b"provider", "tenant_id", b"tenant_id", "update_time", b"update_time", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageLimit: _TypeAlias = UsageLimit  # noqa: Y015
+
+@_typing.final
+class SetLimitRequest(_message.Message):
+    """Sets a limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    provider: _builtins.str
+    """Catalogue name or friendly name of the provider. Required."""
+    model: _builtins.str
+    """Model, at most 200 characters. Empty: all models together."""
+    metric: Global___LimitMetric.ValueType
+    """What is counted. Required."""
+    limit: _builtins.str
+    """A whole number up to 10^15, or for COST US dollars up to 10^12 with at most 6 decimals. Required."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Length of the window; `UsageLimit` tells which there are. Required."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        metric: Global___LimitMetric.ValueType = ...,
+        window: _duration_pb2.Duration | None = ...,
+        limit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "metric", b"metric", "model", b"model", "provider", b"provider", "tenant_id", b"tenant_id", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLimitRequest: _TypeAlias = SetLimitRequest  # noqa: Y015
+
+@_typing.final
+class SetLimitResponse(_message.Message):
+    """The limit as it now stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_LIMIT_FIELD_NUMBER: _builtins.int
+    previous_limit: _builtins.str
+    """What it was before. Empty: there was none."""
+    @_builtins.property
+    def limit(self) -> Global___UsageLimit:
+        """The limit."""
+
+    def __init__(
+        self,
+        *,
+        limit: Global___UsageLimit | None = ...,
+        previous_limit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "previous_limit", b"previous_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetLimitResponse: _TypeAlias = SetLimitResponse  # noqa: Y015
+
+@_typing.final
+class ListLimitsRequest(_message.Message):
+    """Asks for limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Only this tenant, a UUID. Empty: all."""
+    provider: _builtins.str
+    """Only this provider. Empty: all."""
+    page_size: _builtins.int
+    """1 to 1000 limits a page; 0 means 100. Anything else is refused."""
+    page_token: _builtins.str
+    """Token from the page before. The other fields must be the same as there."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLimitsRequest: _TypeAlias = ListLimitsRequest  # noqa: Y015
+
+@_typing.final
+class ListLimitsResponse(_message.Message):
+    """A page of limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLimit]:
+        """By tenant, provider, model, metric and window."""
+
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___UsageLimit] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLimitsResponse: _TypeAlias = ListLimitsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteLimitRequest(_message.Message):
+    """Removes a limit, which all fields together name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    provider: _builtins.str
+    """Catalogue name or friendly name of the provider. Required."""
+    model: _builtins.str
+    """Model. Empty: the limit on all models together."""
+    metric: Global___LimitMetric.ValueType
+    """What is counted. Required."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Length of the window. Required."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        metric: Global___LimitMetric.ValueType = ...,
+        window: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "model", b"model", "provider", b"provider", "tenant_id", b"tenant_id", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteLimitRequest: _TypeAlias = DeleteLimitRequest  # noqa: Y015
+
+@_typing.final
+class DeleteLimitResponse(_message.Message):
+    """The limit is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limit(self) -> Global___UsageLimit:
+        """The limit as it was."""
+
+    def __init__(
+        self,
+        *,
+        limit: Global___UsageLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteLimitResponse: _TypeAlias = DeleteLimitResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class QuotaServiceStub:
-    """Answers whether a tenant is near a limit.
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,52 @@ class QuotaServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.FromString,
                 _registered_method=True)
+        self.SetLimit = channel.unary_unary(
+                '/turnpike.usage.v1.QuotaService/SetLimit',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitResponse.FromString,
+                _registered_method=True)
+        self.ListLimits = channel.unary_unary(
+                '/turnpike.usage.v1.QuotaService/ListLimits',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsResponse.FromString,
+                _registered_method=True)
+        self.DeleteLimit = channel.unary_unary(
+                '/turnpike.usage.v1.QuotaService/DeleteLimit',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitResponse.FromString,
+                _registered_method=True)
 
 
 class QuotaServiceServicer:
-    """Answers whether a tenant is near a limit.
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
     """
 
     def CheckRateLimitStatus(self, request, context):
         """Reports a tenant's position against every limit that applies to it, from settled usage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLimit(self, request, context):
+        """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
+        limits apply to the tenant. The same call again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLimits(self, request, context):
+        """Lists the tenants' own limits. Defaults are in the settings, and in the answers of CheckRateLimitStatus.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteLimit(self, request, context):
+        """Removes a limit of a tenant's own; with the last one at a provider the defaults apply again. NOT_FOUND when there is
+        none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +99,21 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.SerializeToString,
             ),
+            'SetLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLimit,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitResponse.SerializeToString,
+            ),
+            'ListLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLimits,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsResponse.SerializeToString,
+            ),
+            'DeleteLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteLimit,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'turnpike.usage.v1.QuotaService', rpc_method_handlers)
@@ -70,7 +123,7 @@ def add_QuotaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
-    """Answers whether a tenant is near a limit.
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
     """
 
     @staticmethod
@@ -90,6 +143,87 @@ class QuotaService:
             '/turnpike.usage.v1.QuotaService/CheckRateLimitStatus',
             turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.QuotaService/SetLimit',
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.QuotaService/ListLimits',
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.ListLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.QuotaService/DeleteLimit',
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.DeleteLimitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Answers whether a tenant is near a limit."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,17 +35,37 @@ class QuotaServiceStub:
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
     CheckRateLimitStatus: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.CheckRateLimitStatusRequest, _quota_service_pb2.CheckRateLimitStatusResponse]
     """Reports a tenant's position against every limit that applies to it, from settled usage."""
+    SetLimit: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.SetLimitRequest, _quota_service_pb2.SetLimitResponse]
+    """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
+    limits apply to the tenant. The same call again changes nothing.
+    """
+    ListLimits: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.ListLimitsRequest, _quota_service_pb2.ListLimitsResponse]
+    """Lists the tenants' own limits. Defaults are in the settings, and in the answers of CheckRateLimitStatus."""
+    DeleteLimit: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteLimitRequest, _quota_service_pb2.DeleteLimitResponse]
+    """Removes a limit of a tenant's own; with the last one at a provider the defaults apply again. NOT_FOUND when there is
+    none.
+    """
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Answers whether a tenant is near a limit."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckRateLimitStatus: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.CheckRateLimitStatusRequest, _quota_service_pb2.CheckRateLimitStatusResponse]  # type: ignore[assignment]
     """Reports a tenant's position against every limit that applies to it, from settled usage."""
+    SetLimit: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.SetLimitRequest, _quota_service_pb2.SetLimitResponse]  # type: ignore[assignment]
+    """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
+    limits apply to the tenant. The same call again changes nothing.
+    """
+    ListLimits: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ListLimitsRequest, _quota_service_pb2.ListLimitsResponse]  # type: ignore[assignment]
+    """Lists the tenants' own limits. Defaults are in the settings, and in the answers of CheckRateLimitStatus."""
+    DeleteLimit: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.DeleteLimitRequest, _quota_service_pb2.DeleteLimitResponse]  # type: ignore[assignment]
+    """Removes a limit of a tenant's own; with the last one at a provider the defaults apply again. NOT_FOUND when there is
+    none.
+    """
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers whether a tenant is near a limit."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
 
     @_abc_1.abstractmethod
     def CheckRateLimitStatus(
@@ -54,5 +74,33 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.CheckRateLimitStatusResponse, _abc.Awaitable[_quota_service_pb2.CheckRateLimitStatusResponse]]:
         """Reports a tenant's position against every limit that applies to it, from settled usage."""
+
+    @_abc_1.abstractmethod
+    def SetLimit(
+        self,
+        request: _quota_service_pb2.SetLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.SetLimitResponse, _abc.Awaitable[_quota_service_pb2.SetLimitResponse]]:
+        """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
+        limits apply to the tenant. The same call again changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLimits(
+        self,
+        request: _quota_service_pb2.ListLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.ListLimitsResponse, _abc.Awaitable[_quota_service_pb2.ListLimitsResponse]]:
+        """Lists the tenants' own limits. Defaults are in the settings, and in the answers of CheckRateLimitStatus."""
+
+    @_abc_1.abstractmethod
+    def DeleteLimit(
+        self,
+        request: _quota_service_pb2.DeleteLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.DeleteLimitResponse, _abc.Awaitable[_quota_service_pb2.DeleteLimitResponse]]:
+        """Removes a limit of a tenant's own; with the last one at a provider the defaults apply again. NOT_FOUND when there is
+        none.
+        """
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
