@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ def main() -> int:
     if arguments.sabotage:
         shape = shape_of(arguments.sabotage, arguments.seed, storms=storms)
     print(f"seed {shape.seed}, {storms} storms", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     directory = Path(tempfile.mkdtemp(prefix="turnpike-chaos-"))
     directory.chmod(0o755)  # the embedded Postgres may run as another user

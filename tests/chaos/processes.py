@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from service_runtime import become
+
 POLL_S = 0.02
 _STOP_GRACE_S = 45.0
 
@@ -62,7 +64,8 @@ class Program:
         self.start_times_s: list[float] = []
         self.ready_at_s = 0.0  # of the monotonic clock
         self.is_wanted = False
-        self._command = [sys.executable, "-m", module, *arguments]
+        # Whatever becomes of the supervisor, nothing of a run outlives it.
+        self._command = become.command_line([sys.executable, "-m", module, *arguments], parent_dies=signal.SIGKILL)
         self._environment = dict(environment or {})
         self._socket_path = directory / f"{name}.sock"
         self._socket: socket.socket | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ def main(promises: Sequence[str]) -> int:
     if unknown := set(promises) - PROMISES.keys():
         print(f"no such promise: {', '.join(sorted(unknown))}; there are {', '.join(PROMISES)}", file=sys.stderr)
         return 64
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     missed = [promise for promise in promises or PROMISES if not _is_found_out(promise)]
     print(f"found out: {len(promises or PROMISES) - len(missed)} of {len(promises or PROMISES)}")
