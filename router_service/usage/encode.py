@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from router_service.domain.usage import (
     AttemptOpened,
@@ -39,6 +40,7 @@ _FUNDING = {
 }
 _EVENTS_TAG = bytes([3 << 3 | 2])  # RecordUsageRequest.events: field 3, length-delimited
 _SEQUENCE_TAG = bytes([(21 << 3) & 0x7F | 0x80, 21 << 3 >> 7])  # UsageEvent.sequence: field 21, varint
+_ABSORBED = bytes([13 << 3, 1])  # UsageEvent.absorbed: field 13, varint; appended, as the sequence is
 # What usage_service takes. An event beyond it would be refused for ever, and its tokens would be free.
 _MAX_NAME, _MAX_MESSAGE, _MAX_DECISION = 200, 500, 2000
 _MAX_LABELS, _MAX_LABEL_KEY, _MAX_LABEL_VALUE = 16, 64, 256
@@ -55,6 +57,30 @@ def interrupted_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
     event.usage_source = token_usage_pb2.TOKEN_USAGE_SOURCE_ESTIMATED
     event.token_usage.input_tokens = opened.estimated_input_tokens
     return event
+
+
+def with_one_outcome(payloads: Sequence[bytes]) -> list[bytes]:
+    """Serialised events of attempts that died together, those that a later attempt had taken over from as absorbed.
+
+    An attempt is opened before the one that it follows is settled, so a router can die with both of them running.
+    """
+    places = [_place(payload) for payload in payloads]
+    last: dict[str, int] = {}
+    for request_id, attempt in places:
+        last[request_id] = max(last.get(request_id, 0), attempt)
+    return [
+        payload + _ABSORBED if attempt < last[request_id] else payload
+        for payload, (request_id, attempt) in zip(payloads, places, strict=True)
+    ]
+
+
+def _place(payload: bytes) -> tuple[str, int]:
+    """Request and attempt of a serialised event; what cannot be read stands alone, for the ledger to refuse."""
+    try:
+        event = usage_event_pb2.UsageEvent.FromString(payload)
+    except DecodeError:
+        return "", 0
+    return event.request_id, event.attempt
 
 
 def settled_event(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:

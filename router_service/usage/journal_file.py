@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from router_service.usage.encode import with_one_outcome
 from service_runtime.faults import CrashPoint, crash_point
 
 FILE_NAME = "journal.sqlite"
@@ -271,14 +272,13 @@ def _recover(connection: sqlite3.Connection, salvaged: _Salvage, now_s: float) -
     rows = connection.execute(f"SELECT {_RECORD} FROM opened").fetchall()  # noqa: S608 - a constant of this module
     sound = [(event_id, payload) for event_id, payload, crc in rows if checksum(payload) == crc]
     settled = {event_id for event_id, _ in salvaged.outbox}
-    taken_over = [
-        *salvaged.outbox,
-        *((event_id, payload) for event_id, payload in salvaged.opened if event_id not in settled),
-    ]
+    running = [*((event_id, payload) for event_id, payload in salvaged.opened if event_id not in settled), *sound]
+    events = with_one_outcome([payload for _, payload in running])
+    recovered = [*salvaged.outbox, *zip((event_id for event_id, _ in running), events, strict=True)]
     connection.execute("BEGIN IMMEDIATE")
     connection.executemany(
         "INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)",
-        [(event_id, payload, checksum(payload), now_s) for event_id, payload in (*taken_over, *sound)],
+        [(event_id, payload, checksum(payload), now_s) for event_id, payload in recovered],
     )
     connection.executemany(
         "INSERT INTO dead_letter (sequence, event_id, payload, crc, reason, moved_at) "

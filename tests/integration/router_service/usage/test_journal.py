@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -92,6 +93,27 @@ async def test_u2_an_attempt_that_died_with_the_router_becomes_one_interrupted_e
     assert event.usage_source == token_usage_pb2.TOKEN_USAGE_SOURCE_ESTIMATED
     assert event.token_usage.input_tokens == 77
     assert len(again) == 1
+
+
+async def test_of_two_attempts_that_died_between_opening_one_and_settling_the_other_the_last_is_the_outcome(
+    tmp_path: Path,
+) -> None:
+    first, second, other = (opened_attempt(new_id()) for _ in range(3))
+    second = replace(second, request_id=first.request_id, attempt=2)
+    other = replace(other, request_id=new_id(), attempt=2)
+    async with opened_journal(tmp_path) as journal:
+        for opened in (second, first, other):
+            await journal.opened(opened)
+
+    async with opened_journal(tmp_path) as journal:
+        events = events_of(await journal.oldest(10))
+
+    assert {event.event_id: event.absorbed for event in events} == {
+        str(first.event_id): True,
+        str(second.event_id): False,
+        str(other.event_id): False,
+    }
+    assert {event.status for event in events} == {usage_event_pb2.USAGE_STATUS_INTERRUPTED}
 
 
 async def test_events_the_ledger_refuses_are_kept_aside(tmp_path: Path) -> None:
