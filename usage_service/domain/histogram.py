@@ -4,8 +4,7 @@ Each doubling is cut into 8 buckets, so that a bucket is 2^(1/8) = 1.09 times as
 of a bucket is at most 4.4 % off. 160 buckets reach from 1 ms to 2^20 ms, about 17 minutes; what is outside is counted
 in the first or the last bucket. A histogram is a sequence of counts by bucket; trailing zeros are left out.
 
-`hist_bucket`, `hist_count`, `hist_add` and `hist_sum` in the database compute the same values. There, leading
-zeros are left out as well, by an array that does not begin at its first subscript: migration 0006 tells.
+The database counts in the same buckets (`hist_bucket`) and keeps a histogram as one number, see `unpacked`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import zip_longest
 
 BUCKETS_PER_DOUBLING = 8
 BUCKET_COUNT = 160
+_DIGITS_PER_BUCKET = 12
 # The value that is equally far off, in percent, from both bounds l and u = 2^(1/8) l is 2lu / (l + u); its error
 # is (u - l) / (u + l).
 _GROWTH = math.pow(2.0, 1 / BUCKETS_PER_DOUBLING)
@@ -52,6 +53,15 @@ def count(durations_ms: Iterable[int | None]) -> tuple[int, ...]:
 def add(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     """The histogram of both together."""
     return tuple(a + b for a, b in zip_longest(one, other, fillvalue=0))
+
+
+def unpacked(packed: Decimal) -> tuple[int, ...]:
+    """The histogram that the database keeps as one number: its digits in base 10^12 are the counts, lowest first."""
+    if not packed:
+        return ()
+    digits = format(packed, "f")
+    ends = range(len(digits), 0, -_DIGITS_PER_BUCKET)
+    return tuple(int(digits[max(0, end - _DIGITS_PER_BUCKET) : end]) for end in ends)
 
 
 def percentile_ms(histogram: Sequence[int], ratio: float) -> float | None:

@@ -43,10 +43,10 @@ by_minute AS (
         coalesce(sum(total_tokens) FILTER (WHERE pricing_state = 'unpriced'), 0)::bigint AS unpriced_tokens,
         count(latency_ms) AS latency_count,
         coalesce(sum(latency_ms), 0)::bigint AS latency_sum_ms,
-        hist_of(array_agg(hist_bucket(latency_ms))) AS latency_histogram,
+        coalesce(sum(hist_one(latency_ms)), 0) AS latency_histogram,
         count(first_token_ms) AS first_token_count,
         coalesce(sum(first_token_ms), 0)::bigint AS first_token_sum_ms,
-        hist_of(array_agg(hist_bucket(first_token_ms))) AS first_token_histogram
+        coalesce(sum(hist_one(first_token_ms)), 0) AS first_token_histogram
     FROM inserted
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -78,10 +78,10 @@ minute_rollup AS (
         unpriced_tokens = rollup.unpriced_tokens + excluded.unpriced_tokens,
         latency_count = rollup.latency_count + excluded.latency_count,
         latency_sum_ms = rollup.latency_sum_ms + excluded.latency_sum_ms,
-        latency_histogram = hist_add(rollup.latency_histogram, excluded.latency_histogram),
+        latency_histogram = rollup.latency_histogram + excluded.latency_histogram,
         first_token_count = rollup.first_token_count + excluded.first_token_count,
         first_token_sum_ms = rollup.first_token_sum_ms + excluded.first_token_sum_ms,
-        first_token_histogram = hist_add(rollup.first_token_histogram, excluded.first_token_histogram)
+        first_token_histogram = rollup.first_token_histogram + excluded.first_token_histogram
 ),
 by_hour AS (
     SELECT
@@ -99,10 +99,10 @@ by_hour AS (
         sum(unpriced_tokens)::bigint AS unpriced_tokens,
         sum(latency_count)::bigint AS latency_count,
         sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        hist_merge(latency_histogram) AS latency_histogram,
+        sum(latency_histogram) AS latency_histogram,
         sum(first_token_count)::bigint AS first_token_count,
         sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        hist_merge(first_token_histogram) AS first_token_histogram
+        sum(first_token_histogram) AS first_token_histogram
     FROM by_minute
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -134,10 +134,10 @@ hour_rollup AS (
         unpriced_tokens = rollup.unpriced_tokens + excluded.unpriced_tokens,
         latency_count = rollup.latency_count + excluded.latency_count,
         latency_sum_ms = rollup.latency_sum_ms + excluded.latency_sum_ms,
-        latency_histogram = hist_add(rollup.latency_histogram, excluded.latency_histogram),
+        latency_histogram = rollup.latency_histogram + excluded.latency_histogram,
         first_token_count = rollup.first_token_count + excluded.first_token_count,
         first_token_sum_ms = rollup.first_token_sum_ms + excluded.first_token_sum_ms,
-        first_token_histogram = hist_add(rollup.first_token_histogram, excluded.first_token_histogram)
+        first_token_histogram = rollup.first_token_histogram + excluded.first_token_histogram
 ),
 by_day AS (
     SELECT
@@ -155,10 +155,10 @@ by_day AS (
         sum(unpriced_tokens)::bigint AS unpriced_tokens,
         sum(latency_count)::bigint AS latency_count,
         sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        hist_merge(latency_histogram) AS latency_histogram,
+        sum(latency_histogram) AS latency_histogram,
         sum(first_token_count)::bigint AS first_token_count,
         sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        hist_merge(first_token_histogram) AS first_token_histogram
+        sum(first_token_histogram) AS first_token_histogram
     FROM by_hour
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -190,10 +190,10 @@ day_rollup AS (
         unpriced_tokens = rollup.unpriced_tokens + excluded.unpriced_tokens,
         latency_count = rollup.latency_count + excluded.latency_count,
         latency_sum_ms = rollup.latency_sum_ms + excluded.latency_sum_ms,
-        latency_histogram = hist_add(rollup.latency_histogram, excluded.latency_histogram),
+        latency_histogram = rollup.latency_histogram + excluded.latency_histogram,
         first_token_count = rollup.first_token_count + excluded.first_token_count,
         first_token_sum_ms = rollup.first_token_sum_ms + excluded.first_token_sum_ms,
-        first_token_histogram = hist_add(rollup.first_token_histogram, excluded.first_token_histogram)
+        first_token_histogram = rollup.first_token_histogram + excluded.first_token_histogram
 )
 SELECT id FROM inserted
 

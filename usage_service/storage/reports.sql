@@ -32,10 +32,10 @@ entry AS (
            sum(unpriced_tokens)::bigint AS unpriced_tokens,
            sum(latency_count)::bigint AS latency_count,
            sum(latency_sum_ms)::bigint AS latency_sum_ms,
-           hist_sum(latency_histogram) AS latency_histogram,
+           sum(latency_histogram) AS latency_histogram,
            sum(first_token_count)::bigint AS first_token_count,
            sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-           hist_sum(first_token_histogram) AS first_token_histogram
+           sum(first_token_histogram) AS first_token_histogram
     FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) AS tile (grain, first_bucket, end_bucket)
     CROSS JOIN LATERAL (
         SELECT *
@@ -83,10 +83,10 @@ SELECT true, '', '',
        coalesce(sum(unpriced_tokens), 0)::bigint,
        coalesce(sum(latency_count), 0)::bigint,
        coalesce(sum(latency_sum_ms), 0)::bigint,
-       coalesce(hist_sum(latency_histogram), '{}'),
+       coalesce(sum(latency_histogram), 0),
        coalesce(sum(first_token_count), 0)::bigint,
        coalesce(sum(first_token_sum_ms), 0)::bigint,
-       coalesce(hist_sum(first_token_histogram), '{}')
+       coalesce(sum(first_token_histogram), 0)
 FROM entry
 ORDER BY is_total, requests DESC, attempts DESC, provider, model_name;
 
@@ -119,10 +119,10 @@ SELECT width_bucket(found.bucket, $11::timestamptz[]) AS step,
        sum(unpriced_tokens)::bigint AS unpriced_tokens,
        sum(latency_count)::bigint AS latency_count,
        sum(latency_sum_ms)::bigint AS latency_sum_ms,
-       hist_sum(latency_histogram) AS latency_histogram,
+       sum(latency_histogram) AS latency_histogram,
        sum(first_token_count)::bigint AS first_token_count,
        sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-       hist_sum(first_token_histogram) AS first_token_histogram
+       sum(first_token_histogram) AS first_token_histogram
 FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) AS tile (grain, first_bucket, end_bucket)
 CROSS JOIN LATERAL (
     SELECT *

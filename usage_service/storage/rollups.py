@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from service_runtime.postgres import Postgres, load_queries
+from usage_service.domain import histogram
 from usage_service.domain.pricing import TokenCounts
 from usage_service.domain.rate_limit import Consumption
 from usage_service.domain.report import (
@@ -208,11 +209,13 @@ def _model_usage(record: Record) -> ModelUsage:
             reasoning_tokens=record["reasoning_tokens"],
         ),
         cost=_cost(record),
-        latency=Durations(record["latency_count"], record["latency_sum_ms"], tuple(record["latency_histogram"])),
-        first_token=Durations(
-            record["first_token_count"], record["first_token_sum_ms"], tuple(record["first_token_histogram"])
-        ),
+        latency=_durations(record, "latency"),
+        first_token=_durations(record, "first_token"),
     )
+
+
+def _durations(record: Record, name: str) -> Durations:
+    return Durations(record[f"{name}_count"], record[f"{name}_sum_ms"], histogram.unpacked(record[f"{name}_histogram"]))
 
 
 def _cost(record: Record) -> Cost:

@@ -1,10 +1,11 @@
-"""The database's histograms: the same counts as the pure ones, in a form that can be compared by `=`."""
+"""The database's histograms: the same counts as the pure ones, packed into one number."""
 
 from __future__ import annotations
 
 import random
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,10 @@ async def connection(ledger_database: str) -> AsyncIterator[Connection]:
 
 
 async def counted(connection: Connection, durations_ms: Sequence[int | None]) -> tuple[int, ...]:
-    return tuple(
-        await connection.fetchval(
-            "SELECT hist_counts(hist_count(hist_bucket(d))) FROM unnest($1::integer[]) AS t (d)", durations_ms
-        )
+    packed = await connection.fetchval(
+        "SELECT coalesce(sum(hist_one(d)), 0) FROM unnest($1::integer[]) AS t (d)", durations_ms
     )
+    return histogram.unpacked(packed)
 
 
 async def test_every_edge_falls_into_the_same_bucket(connection: Connection) -> None:
@@ -53,15 +53,11 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
         row = await connection.fetchrow(
             """
             WITH parts AS (
-                SELECT hist_count(hist_bucket(d)) AS part
+                SELECT coalesce(sum(hist_one(d)), 0) AS part, hist_count(hist_bucket(d)) AS same_part
                 FROM unnest($1::integer[]) WITH ORDINALITY AS t (d, number) GROUP BY number % $2
             )
-            SELECT hist_merge(part) AS stored, hist_sum(part) AS answered,
-                coalesce(hist_merge(part), '{}') =
-                    (SELECT hist_count(hist_bucket(d)) FROM unnest($1::integer[]) AS t (d)) AS is_canonical,
-                coalesce(hist_merge(part), '{}') IS NOT DISTINCT FROM coalesce(
-                    (SELECT hist_of(array_agg(hist_bucket(d))) FROM unnest($1::integer[]) AS t (d)), '{}')
-                    AS is_list_counted_the_same
+            SELECT coalesce(sum(part), 0) AS merged, hist_counts(coalesce(sum(part), 0)) AS counts,
+                coalesce(sum(same_part), 0) = coalesce(sum(part), 0) AS is_the_same
             FROM parts
             """,
             durations,
@@ -70,23 +66,26 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
 
         assert whole == histogram.count(durations)
         assert row is not None
-        assert row["is_canonical"]
-        assert row["is_list_counted_the_same"]
-        assert tuple(row["answered"] or ()) == whole
-        assert tuple(row["stored"] or ()) == whole[next((n for n, number in enumerate(whole) if number), 0) :]
+        assert row["is_the_same"]
+        assert histogram.unpacked(row["merged"]) == tuple(row["counts"]) == whole
 
 
 async def test_nothing_is_an_empty_histogram(connection: Connection) -> None:
-    row = await connection.fetchrow(
-        "SELECT hist_count(hist_bucket(NULL)), hist_counts('{}'), hist_add('{}', '{}'),"
-        " hist_add('[3:3]={1}', '{}')::text"
-    )
+    row = await connection.fetchrow("SELECT hist_one(NULL), hist_count(hist_bucket(NULL)), hist_counts(0)")
 
     assert row is not None
-    assert tuple(row) == ([], [], [], "[3:3]={1}")
+    assert tuple(row) == (None, 0, [])
 
 
-async def test_histograms_that_began_at_bucket_0_are_narrowed(empty_database: str, tmp_path: Path) -> None:
+async def test_counts_do_not_spill_into_the_next_bucket(connection: Connection) -> None:
+    most = 10**12 - 1
+
+    counts = await connection.fetchval("SELECT hist_counts(hist_one(3) * $1 + hist_one(4) * $1)", Decimal(most))
+
+    assert counts == [0] * histogram.bucket_of(3) + [most] + [0] * 3 + [most]
+
+
+async def test_histograms_that_were_arrays_are_packed(empty_database: str, tmp_path: Path) -> None:
     for file in sorted(LEDGER_MIGRATIONS.glob("*.sql"))[:5]:
         shutil.copy(file, tmp_path)
     await migrate(empty_database, "usage_service", tmp_path)
@@ -105,10 +104,12 @@ async def test_histograms_that_began_at_bucket_0_are_narrowed(empty_database: st
         await migrate(empty_database, "usage_service", LEDGER_MIGRATIONS)
 
         rows = await connection.fetch(
-            "SELECT latency_histogram::text AS stored, hist_counts(latency_histogram) AS counts"
+            "SELECT latency_histogram, hist_counts(latency_histogram) AS counts, first_token_histogram"
             " FROM usage_rollup_hour ORDER BY provider"
         )
     finally:
         await connection.close()
-    assert [row["stored"] for row in rows] == ["{}", "{4}", "[3:3]={5}", "[4:6]={7,0,8}"]
-    assert [row["counts"] for row in rows] == [[], [4], [0, 0, 5], [0, 0, 0, 7, 0, 8]]
+    expected = [(), (4,), (0, 0, 5), (0, 0, 0, 7, 0, 8)]
+    assert [histogram.unpacked(row["latency_histogram"]) for row in rows] == expected
+    assert [tuple(row["counts"]) for row in rows] == expected
+    assert {row["first_token_histogram"] for row in rows} == {0}

@@ -1,6 +1,7 @@
 """Histograms of durations: exact where they are exact, and never further off than they say."""
 
 import math
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from usage_service.domain.histogram import (
     bucket_of,
     count,
     percentile_ms,
+    unpacked,
 )
 
 DURATIONS_MS = st.integers(min_value=0, max_value=2**22)
@@ -70,3 +72,10 @@ def test_an_empty_histogram_has_no_percentiles() -> None:
 def test_a_ratio_beyond_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"99\.0 is not between"):
         percentile_ms((1,), 99.0)
+
+
+@given(st.lists(st.integers(0, 2_000_000), max_size=30))
+def test_a_packed_histogram_is_its_counts_in_base_a_million_million(durations_ms: list[int]) -> None:
+    packed = sum(10 ** (12 * bucket_of(duration_ms)) for duration_ms in durations_ms)
+
+    assert unpacked(Decimal(packed)) == count(durations_ms)
