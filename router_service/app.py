@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -25,6 +25,7 @@ from router_service.domain.usage import Funding
 from router_service.providers.catalog import build_catalog, with_clocks
 from router_service.providers.egress import parse_networks
 from router_service.providers.provider_set import HttpSettings, build_providers
+from router_service.providers.token_counter import TokenizerProcess
 from router_service.readiness import RouterReadiness
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.router import Router
@@ -103,6 +104,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         prices = PriceCache(channel)
         limits = LimitCache(channel, now_s=time.monotonic)
 
+        counter = await opened.enter_async_context(aclosing(TokenizerProcess()))
         router = Router(
             tenants=cache,
             providers=providers,
@@ -113,6 +115,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             limits=limits,
             metrics=RoutingMetrics(metrics.registry),
             new_event_id=uuid7,
+            counter=counter,
             settings=_routing(settings),
         )
         for periodic in (

@@ -14,7 +14,8 @@ from typing import Literal
 class ModelFacts:
     """What a model can do. None or an absent fact means unknown, and unknown is never an exclusion.
 
-    `quality` maps a task type to 0 … 1, our own coarse judgement; 0.5 where nothing is stated.
+    `vocabulary` names the model's published tokenizer; empty where we have none. `quality` maps a task type to 0 … 1,
+    our own coarse judgement; 0.5 where nothing is stated.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ModelFacts:
     supports_vision: bool | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
     retirement_date: date | None = None
+    vocabulary: str = ""
 
     def is_retired(self, today: date) -> bool:
         return self.retirement_date is not None and self.retirement_date <= today

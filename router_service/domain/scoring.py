@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
+from typing import NamedTuple
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import TaskType
@@ -70,8 +71,7 @@ TERM_NAMES = frozenset(TASK_WEIGHTS[TaskType.CHAT])
 MAX_WEIGHT = 1e6  # a sum of huge weights would be infinite, and the score no number
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One part of a score. `evidence` says in words what the value was computed from."""
 
     name: str
@@ -158,10 +158,12 @@ def _score(
         ("context", *_context(fact.candidate)),
         ("funding", *_funding(fact.candidate)),
     )
-    terms = tuple(Term(name, value, weights[name], evidence) for name, value, evidence in measures)
-    total_weight = sum(term.weight for term in terms)
-    score = sum(term.value * term.weight for term in terms) / total_weight if total_weight > 0 else 0.0
-    return Scored(fact.candidate, score, terms)
+    terms = tuple([Term(name, value, weights[name], evidence) for name, value, evidence in measures])
+    weighted = total_weight = 0.0
+    for _, value, weight, _ in terms:  # one pass: this is done for every candidate of every request
+        weighted += value * weight
+        total_weight += weight
+    return Scored(fact.candidate, weighted / total_weight if total_weight > 0 else 0.0, terms)
 
 
 @dataclass(frozen=True, slots=True)

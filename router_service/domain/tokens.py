@@ -6,13 +6,69 @@ they do with code and other scripts: an estimate that errs should rather fill a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
 from router_service.domain.completion import CompletionRequest, ContentDelta, Message
 from router_service.domain.usage import TokenUsage
 
 BYTES_PER_TOKEN = 3
 BYTES_PER_TOKEN_AT_MOST = 5
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
+MAX_COUNTED_BYTES = 256 * 1024  # of a prompt, and of an answer; longer ones are estimated
 TOKENS_PER_IMAGE = 1000  # vendors charge 85 to 1600 for an image, whatever its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The tokens that a chat template puts around each message and around the whole, by what its maker published."""
+
+    per_message: int
+    fixed: int
+
+
+# The fixed part of gpt-oss is the system message that its format prescribes, 57 tokens, with its frame.
+TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType(
+    {
+        "o200k_harmony": ChatTemplate(per_message=4, fixed=63),
+        "o200k_base": ChatTemplate(per_message=4, fixed=3),
+        "cl100k_base": ChatTemplate(per_message=4, fixed=3),
+        "deepseek_v3": ChatTemplate(per_message=1, fixed=2),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Countable:
+    """Texts of an attempt whose tokens can be counted: the answer, its reasoning, then the prompt's messages."""
+
+    vocabulary: str
+    texts: tuple[str, ...]
+
+    def usage(self, counts: Sequence[int]) -> TokenUsage:
+        """The usage, from the number of tokens of each text."""
+        template = TEMPLATES[self.vocabulary]
+        output, reasoning, *prompt = counts
+        return TokenUsage(
+            input_tokens=sum(prompt) + template.per_message * len(prompt) + template.fixed,
+            output_tokens=output,
+            reasoning_tokens=reasoning,
+        )
+
+
+def countable(vocabulary: str, request: CompletionRequest, meter: OutputMeter) -> Countable | None:
+    """What of an attempt can be counted exactly; None where only an estimate is possible.
+
+    That is where no tokenizer is known, where images, tools or a schema are written down in the template's own way, and
+    where a text is too long to be counted in passing.
+    """
+    answer = meter.text()
+    is_plain = not request.tools and (request.response_format is None or not request.response_format.json_schema)
+    is_plain = is_plain and not any(message.image_urls or message.tool_calls for message in request.messages)
+    if vocabulary not in TEMPLATES or answer is None or not is_plain or _prompt_bytes(request) > MAX_COUNTED_BYTES:
+        return None
+    return Countable(vocabulary, (*answer, *(message.name + message.content for message in request.messages)))
 
 
 def utf8_length(text: str) -> int:
@@ -45,13 +101,18 @@ def least_total_tokens(request: CompletionRequest) -> int:
 
 
 class OutputMeter:
-    """Counts the bytes of an answer as they pass, for the estimate that a broken stream is charged by."""
+    """Counts the bytes of an answer as they pass, for the estimate that a broken stream is charged by.
 
-    __slots__ = ("_reasoning_bytes", "_visible_bytes")
+    `keeps_text` keeps a text of bounded length too, so that its tokens can be counted.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_reasoning", "_reasoning_bytes", "_visible", "_visible_bytes")
+
+    def __init__(self, *, keeps_text: bool = False) -> None:
         self._visible_bytes = 0
         self._reasoning_bytes = 0
+        self._visible: list[str] | None = [] if keeps_text else None
+        self._reasoning: list[str] = []
 
     @property
     def total_bytes(self) -> int:
@@ -65,7 +126,21 @@ class OutputMeter:
         reasoning = utf8_length(delta.reasoning) if delta.reasoning else 0
         self._visible_bytes += visible
         self._reasoning_bytes += reasoning
+        if self._visible is not None:
+            self._keep(self._visible, delta)
         return visible + reasoning
+
+    def text(self) -> tuple[str, str] | None:
+        """What the caller saw and what the model thought; None when that was not kept whole."""
+        return None if self._visible is None else ("".join(self._visible), "".join(self._reasoning))
+
+    def _keep(self, visible: list[str], delta: ContentDelta) -> None:
+        if delta.tool_calls or self.total_bytes > MAX_COUNTED_BYTES:
+            self._visible = None  # how a call is written down in tokens is the template's secret
+            self._reasoning.clear()
+            return
+        visible.append(delta.text)
+        self._reasoning.append(delta.reasoning)
 
     def estimate(self, input_tokens: int) -> TokenUsage:
         """The usage so far, all of it estimated."""

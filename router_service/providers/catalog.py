@@ -17,6 +17,7 @@ from router_service.providers.egress import check_base_url
 
 _TASKS: Final = ("chat", "code", "reasoning", "summarisation", "extraction")
 _GPT_4O_END: Final = date(2027, 1, 14)
+_GPT_OSS: Final = "o200k_harmony"
 
 
 def _quality(
@@ -38,6 +39,7 @@ def _model(
     vision: bool = False,
     tools: bool = True,
     ends: date | None = None,
+    vocabulary: str = "",
 ) -> ModelFacts:
     return ModelFacts(
         name,
@@ -47,6 +49,7 @@ def _model(
         supports_vision=vision,
         quality=quality or {},
         retirement_date=ends,
+        vocabulary=vocabulary,
     )
 
 
@@ -58,8 +61,8 @@ _GROQ: Final = ProviderSpec(
     system_key_env="GROQ_API_KEY",
     default_model="openai/gpt-oss-120b",
     models=_by_name(
-        _model("openai/gpt-oss-120b", 131_072, _quality(0.70, 0.70, 0.75, 0.70, 0.70)),
-        _model("openai/gpt-oss-20b", 131_072, _quality(0.60, 0.55, 0.60, 0.60, 0.60)),
+        _model("openai/gpt-oss-120b", 131_072, _quality(0.70, 0.70, 0.75, 0.70, 0.70), vocabulary=_GPT_OSS),
+        _model("openai/gpt-oss-20b", 131_072, _quality(0.60, 0.55, 0.60, 0.60, 0.60), vocabulary=_GPT_OSS),
         _model("qwen/qwen3.8-27b", 131_072, _quality(0.70, 0.75, 0.75, 0.70, 0.70)),
         _model("llama-3.3-70b-versatile", 131_072, _quality(0.65, 0.55, 0.50, 0.65, 0.65), ends=date(2026, 8, 16)),
         _model("llama-3.1-70b-versatile", 131_072, _quality(0.60, 0.50, 0.45, 0.60, 0.60), ends=date(2025, 1, 24)),
@@ -80,8 +83,8 @@ _OPENROUTER: Final = ProviderSpec(
         _model("google/gemini-3.8-flash", 1_048_576, _quality(0.80, 0.75, 0.75, 0.80, 0.80), vision=True),
         _model("anthropic/claude-sonnet-5.5", 1_000_000, _quality(0.90, 0.95, 0.90, 0.90, 0.90), vision=True),
         _model("anthropic/claude-haiku-5.5", 1_000_000, _quality(0.80, 0.80, 0.70, 0.80, 0.80), vision=True),
-        _model("openai/gpt-oss-120b", 131_072, _quality(0.70, 0.70, 0.75, 0.70, 0.70)),
-        _model("deepseek/deepseek-r1", 64_000, _quality(0.65, 0.70, 0.80, 0.60, 0.55)),
+        _model("openai/gpt-oss-120b", 131_072, _quality(0.70, 0.70, 0.75, 0.70, 0.70), vocabulary=_GPT_OSS),
+        _model("deepseek/deepseek-r1", 64_000, _quality(0.65, 0.70, 0.80, 0.60, 0.55), vocabulary="deepseek_v3"),
         _model(
             "anthropic/claude-3.5-sonnet",
             200_000,
@@ -111,9 +114,30 @@ _LLM7: Final = ProviderSpec(
     system_key_env="LLM7_API_KEY",
     default_model="gpt-4o-mini",
     models=_by_name(
-        _model("gpt-4o-mini", 128_000, _quality(0.55, 0.45, 0.40, 0.60, 0.60), vision=True, ends=_GPT_4O_END),
-        _model("gpt-4o", 128_000, _quality(0.70, 0.60, 0.55, 0.70, 0.70), vision=True, ends=_GPT_4O_END),
-        _model("gpt-4-turbo", 128_000, _quality(0.65, 0.60, 0.55, 0.65, 0.65), vision=True, ends=date(2026, 10, 23)),
+        _model(
+            "gpt-4o-mini",
+            128_000,
+            _quality(0.55, 0.45, 0.40, 0.60, 0.60),
+            vision=True,
+            ends=_GPT_4O_END,
+            vocabulary="o200k_base",
+        ),
+        _model(
+            "gpt-4o",
+            128_000,
+            _quality(0.70, 0.60, 0.55, 0.70, 0.70),
+            vision=True,
+            ends=_GPT_4O_END,
+            vocabulary="o200k_base",
+        ),
+        _model(
+            "gpt-4-turbo",
+            128_000,
+            _quality(0.65, 0.60, 0.55, 0.65, 0.65),
+            vision=True,
+            ends=date(2026, 10, 23),
+            vocabulary="cl100k_base",
+        ),
     ),
     aliases=("llm7.io", "llm 7"),
 )

@@ -19,7 +19,7 @@ from router_service.domain.completion import (
     QuotaHeaders,
 )
 from router_service.domain.errors import FailureKind, ProviderError
-from router_service.domain.tokens import OutputMeter
+from router_service.domain.tokens import Countable, OutputMeter, countable
 from router_service.domain.usage import (
     AttemptOpened,
     AttemptSettled,
@@ -98,6 +98,7 @@ class Attempt:
         "_was_accepted",
         "answering_model",
         "candidate",
+        "counted",
         "finished",
         "first_content_at",
         "opened",
@@ -118,7 +119,8 @@ class Attempt:
         self.answering_model = ""
         self.was_sent = False
         self._was_accepted = False
-        self._meter = OutputMeter()
+        self._meter = OutputMeter(keeps_text=bool(candidate.model.vocabulary))
+        self.counted: TokenUsage | None = None
         self._drain_left: int | None = None
 
     async def run(
@@ -193,7 +195,7 @@ class Attempt:
         """What to ask the provider afterwards, when it can tell what we can only estimate."""
         if not self.candidate.spec.counts_late or not self.response_id:
             return None
-        if self.consumed(outcome)[1] is not UsageSource.ESTIMATED:
+        if self.consumed(outcome)[1] not in (UsageSource.COUNTED, UsageSource.ESTIMATED):
             return None
         return LateEnquiry(self.candidate.provider, self.response_id, self.candidate.credential_key[1])
 
@@ -220,7 +222,15 @@ class Attempt:
             return outcome.error.usage, UsageSource.PROVIDER
         if not self._may_have_cost(outcome):
             return None, UsageSource.NONE
+        if self.counted is not None:
+            return self.counted, UsageSource.COUNTED
         return self._meter.estimate(self.opened.estimated_input_tokens), UsageSource.ESTIMATED
+
+    def countable(self, outcome: Outcome, request: CompletionRequest) -> Countable | None:
+        """What can be counted by the tokenizer of the model that answered, where the provider counted nothing."""
+        if self.consumed(outcome)[1] is not UsageSource.ESTIMATED:
+            return None
+        return countable(self.candidate.spec.facts(self._model(outcome)).vocabulary, request, self._meter)
 
     def _model(self, outcome: Outcome) -> str:
         """The model that answered, whatever was asked for, and however far the answer came."""

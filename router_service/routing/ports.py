@@ -90,6 +90,14 @@ class UsageJournal(Protocol):
         ...
 
 
+class TokenCounter(Protocol):
+    """Counts tokens as a model does, apart from the requests that are served."""
+
+    async def count(self, vocabulary: str, texts: Sequence[str]) -> list[int] | None:
+        """The number of tokens of each text; None when that cannot be said in a moment. Raises nothing."""
+        ...
+
+
 class Prices(Protocol):
     """The router's copy of the price book: for the caller's information and for ranking, never for the ledger."""
 

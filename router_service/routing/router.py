@@ -23,7 +23,7 @@ from router_service.routing.admission import Admission
 from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.planning import Plan, Planner
-from router_service.routing.ports import LimitLevels, Prices, Provider, Tenants, UsageJournal
+from router_service.routing.ports import LimitLevels, Prices, Provider, Tenants, TokenCounter, UsageJournal
 from router_service.routing.retry_budgets import RetryBudgets
 from router_service.routing.run import Run
 from router_service.routing.scoreboard import Scoreboard
@@ -78,6 +78,7 @@ class Router:
         limits: LimitLevels,
         metrics: RoutingMetrics,
         new_event_id: Callable[[], UUID],
+        counter: TokenCounter | None = None,
         settings: RoutingSettings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         today: Callable[[], date] = today_utc,
@@ -115,6 +116,7 @@ class Router:
             new_event_id=new_event_id,
             luck=luck,
             enquiries=enquiries,
+            counter=counter,
         )
         self._planner = Planner(
             catalog=catalog,

@@ -40,6 +40,8 @@ from router_service.routing.succession import Succession
 from router_service.routing.watchdog import Reason, Watchdog
 from service_runtime.errors import ServiceError
 
+MIN_TIME_TO_COUNT_S = 2.0
+
 log: Any = structlog.get_logger(__name__)
 
 
@@ -248,6 +250,7 @@ class Run:
     async def _settle(self, attempt: Attempt, outcome: Outcome, status: AttemptStatus, *, absorbed: bool) -> None:
         """Record how an attempt ended. Once only: an attempt that is not among the unsettled was settled."""
         self._unsettled.remove(attempt)
+        await self._count(attempt, outcome)
         ended_at = self._shared.monotonic()
         enquiries = self._shared.enquiries
         settled = attempt.settled(
@@ -262,6 +265,18 @@ class Run:
         self._shared.metrics.attempt_ended(
             attempt.opened.provider, status.value, settled.error_class, settled.time_to_first_token_s
         )
+
+    async def _count(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Count what the provider did not, where the model's tokenizer is at hand and there is time for it."""
+        counter, now = self._shared.counter, self._shared.monotonic()
+        if counter is None or self._stop is Reason.SHUTDOWN or self._deadline_at - now < MIN_TIME_TO_COUNT_S:
+            return
+        question = attempt.countable(outcome, self._request)
+        if question is None:
+            return
+        counts = await counter.count(question.vocabulary, question.texts)
+        if counts is not None:
+            attempt.counted = question.usage(counts)
 
     def _status(self, outcome: Outcome) -> AttemptStatus:
         if self._stop is Reason.SHUTDOWN:

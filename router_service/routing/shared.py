@@ -11,7 +11,7 @@ from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptSt
 from router_service.routing.admission import Admission
 from router_service.routing.late_enquiries import LateEnquiries
 from router_service.routing.metrics import RoutingMetrics
-from router_service.routing.ports import Prices, Provider, UsageJournal
+from router_service.routing.ports import Prices, Provider, TokenCounter, UsageJournal
 from router_service.routing.retry_budgets import RetryBudgets
 from router_service.routing.scoreboard import Scoreboard
 from router_service.routing.settings import RoutingSettings
@@ -37,6 +37,7 @@ class Shared:
     new_event_id: Callable[[], UUID]
     luck: Callable[[], float]
     enquiries: LateEnquiries
+    counter: TokenCounter | None
     draining: int = 0
 
     def begin_draining(self) -> bool:

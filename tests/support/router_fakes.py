@@ -180,6 +180,18 @@ class FakeJournal:
         return {row.opened.event_id for row in self.rows} == {a.event_id for a in self.opened_attempts}
 
 
+class FakeCounter:
+    """Counts words, or nothing when it `is_away`."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    async def count(self, vocabulary: str, texts: Sequence[str]) -> list[int] | None:
+        self.asked.append((vocabulary, tuple(texts)))
+        return None if self.is_away else [len(text.split()) for text in texts]
+
+
 class FakePrices:
     """One price for all, or none."""
 
@@ -271,6 +283,7 @@ class World:
         self.catalog = {name: given.get(name) or spec(name) for name in providers}
         self.journal = FakeJournal()
         self.limits = FakeLimits()
+        self.counter = FakeCounter()
         self.registry = CollectorRegistry()
         own = [name for name in providers if name not in system_keys] if tenant_keys is None else tenant_keys
         self.tenants = FakeTenants(tenant(keys=own, config=config))
@@ -285,6 +298,7 @@ class World:
             metrics=RoutingMetrics(self.registry),
             settings=settings,
             new_event_id=uuid7,
+            counter=self.counter,
             today=lambda: TODAY,
             luck=lambda: 0.0,
         )

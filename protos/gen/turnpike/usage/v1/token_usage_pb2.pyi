@@ -28,7 +28,7 @@ class _TokenUsageSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Toke
     TOKEN_USAGE_SOURCE_PROVIDER: _TokenUsageSource.ValueType  # 1
     """The provider reported the counts with its answer."""
     TOKEN_USAGE_SOURCE_COUNTED: _TokenUsageSource.ValueType  # 2
-    """We counted with the model's own tokenizer."""
+    """We counted the texts with the model's own tokenizer, and added what its published chat template puts around them."""
     TOKEN_USAGE_SOURCE_ESTIMATED: _TokenUsageSource.ValueType  # 3
     """We estimated from the number of bytes sent and received."""
     TOKEN_USAGE_SOURCE_NONE: _TokenUsageSource.ValueType  # 4
@@ -46,7 +46,7 @@ TOKEN_USAGE_SOURCE_UNSPECIFIED: TokenUsageSource.ValueType  # 0
 TOKEN_USAGE_SOURCE_PROVIDER: TokenUsageSource.ValueType  # 1
 """The provider reported the counts with its answer."""
 TOKEN_USAGE_SOURCE_COUNTED: TokenUsageSource.ValueType  # 2
-"""We counted with the model's own tokenizer."""
+"""We counted the texts with the model's own tokenizer, and added what its published chat template puts around them."""
 TOKEN_USAGE_SOURCE_ESTIMATED: TokenUsageSource.ValueType  # 3
 """We estimated from the number of bytes sent and received."""
 TOKEN_USAGE_SOURCE_NONE: TokenUsageSource.ValueType  # 4
