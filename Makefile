@@ -113,6 +113,17 @@ $(VENV)/.real: $(VENV)/.dev requirements/real.txt
 test-real: $(VENV)/.real ## opt-in: stream from a real llama.cpp server; compiles for minutes
 	LLAMA_PYTHON=$(VENV)/real/bin/python $(BIN)/python -m pytest tests/real -s
 
+$(VENV)/.fuzz: $(BIN)/uv requirements/fuzz.txt
+	$(PYTHON) -m venv $(VENV)/fuzz
+	$(BIN)/uv pip install --quiet --python $(VENV)/fuzz --require-hashes -r requirements/fuzz.txt
+	@touch $@
+
+SECONDS_PER_TARGET ?= 60
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz ## opt-in: fuzz what reads a provider's bytes: SECONDS_PER_TARGET=60
+	$(VENV)/fuzz/bin/python -m tests.fuzz --seconds $(SECONDS_PER_TARGET)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## measure, and print the figures
 	$(BIN)/python -m tests.bench
@@ -126,6 +137,7 @@ lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml clients/pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/real.in -o requirements/real.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/fuzz.in -c requirements/runtime.txt -o requirements/fuzz.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml clients/pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
 
 .PHONY: clean

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
+from tests.support.sse_standard import by_the_standard
 
 LINES = st.sampled_from(
     [
@@ -37,24 +38,6 @@ def streams(draw: st.DrawFn) -> bytes:
 def decode(*pieces: bytes) -> list[SseEvent]:
     decoder = SseDecoder()
     return [event for piece in pieces for event in decoder.feed(piece)] + decoder.flush()
-
-
-def by_the_standard(stream: bytes) -> list[SseEvent]:
-    """The standard's algorithm, one line at a time, with the open event at the end given out too."""
-    text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    events, data, name = [], None, ""
-    for line in [*text.split(b"\n"), b""]:
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if not line:
-            if data is not None:
-                events.append(SseEvent(b"\n".join(data), name))
-            data, name = None, ""
-        elif field == b"data":
-            data = [*(data or []), value]
-        elif field == b"event":
-            name = value.decode("utf-8", "replace")
-    return events
 
 
 @given(streams(), st.data())
