@@ -132,6 +132,10 @@ bench: $(VENV)/.dev ## measure, and print the figures
 bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
 	$(BIN)/python -m tests.bench --smoke
 
+.PHONY: bench-routing
+bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplification, another tenant's latency, refusals
+	$(BIN)/python -m tests.bench.isolation
+
 .PHONY: lock
 lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt

@@ -72,6 +72,8 @@ class Options:
             await asyncio.sleep(milliseconds / 1000)
 
 
+_LUCK = random.Random(11)  # the same in every run, as far as requests come in the same order
+
 Behaviour = Callable[[Exchange, Options], Awaitable[None]]
 
 
@@ -204,6 +206,12 @@ async def status(exchange: Exchange, options: Options) -> None:
     if options.text("reset_tokens"):
         headers |= {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": options.text("reset_tokens")}
     await exchange.whole(code, body, headers)
+
+
+async def flaky(exchange: Exchange, options: Options) -> None:
+    """A brown-out: of 100 requests `percent` fail like `status`, at random; the others are answered like `ok`."""
+    fails = _LUCK.random() * 100 < options.integer("percent", 50)
+    await (status if fails else ok)(exchange, options)
 
 
 async def error_inside(exchange: Exchange, options: Options) -> None:
@@ -349,6 +357,7 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "ok": ok,
     "whole": whole,
     "status": status,
+    "flaky": flaky,
     "generation": generation,
     "error": error_inside,
     "silence": silence,
