@@ -6,9 +6,9 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -91,6 +91,7 @@ class History:
     asked: set[str] = field(default_factory=set)
     results: dict[str, completion_pb2.CompletionResult] = field(default_factory=dict)
     errors: list[grpc.StatusCode] = field(default_factory=list)
+    failures: dict[str, grpc.RpcError] = field(default_factory=dict)
 
 
 class RouterUnderTest:
@@ -109,16 +110,17 @@ class RouterUnderTest:
     def journal(self) -> Path:
         return self.directory / "journal"
 
-    def launch(self, faults: str = "") -> Forked:
+    def launch(self, faults: str = "", *, settings: Mapping[str, str] | None = None) -> Forked:
         environment = self.site.environment(self.directory, faults) | {
             "ROUTER_PORT": str(self.port),
             "ROUTER_ROUTER_ID": self.name,
+            **(settings or {}),
         }
         self.process = self.site.nursery.start("router_service", environment, self.directory.with_suffix(".log"))
         return self.process
 
-    def start(self, faults: str = "") -> Forked:
-        return self.launch(faults).wait_until_logged("router.ready")
+    def start(self, faults: str = "", *, settings: Mapping[str, str] | None = None) -> Forked:
+        return self.launch(faults, settings=settings).wait_until_logged("router.ready")
 
     def process_output(self) -> str:
         assert self.process is not None
@@ -141,6 +143,7 @@ class RouterUnderTest:
                         self.history.results[model] = event.result
             except grpc.RpcError as error:
                 self.history.errors.append(error.code())
+                self.history.failures[model] = error
         return model
 
     def ask_at_once(self, count: int) -> None:
@@ -161,13 +164,19 @@ class RouterUnderTest:
     def rows(self) -> list[asyncpg.Record]:
         return self.site.sql("SELECT * FROM model_usage_stats WHERE router_id = $1", self.name)
 
+    def opened(self) -> int:
+        """Attempts that run, by the journal."""
+        return self._count("opened")
+
     def waiting(self) -> int:
-        """Records in the journal, read beside the router that owns it."""
-        with sqlite3.connect(f"file:{self.journal / 'journal.sqlite'}?mode=ro", uri=True) as connection:
-            (opened,), (outbox,) = (
-                connection.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("opened", "outbox")
-            )
-        return int(opened + outbox)
+        """Records in the journal that the ledger has not got."""
+        return self._count("opened") + self._count("outbox")
+
+    def _count(self, table: str) -> int:
+        """Rows of a table, read beside the router that owns the journal."""
+        with closing(sqlite3.connect(f"file:{self.journal / 'journal.sqlite'}?mode=ro", uri=True)) as connection:
+            (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
 
     def check(self) -> None:
         """Start anew if need be, let everything drain, and compare the three witnesses."""
