@@ -16,7 +16,8 @@ from router_service.domain.usage import TokenUsage
 BYTES_PER_TOKEN = 3
 BYTES_PER_TOKEN_AT_MOST = 5
 TOKENS_PER_MESSAGE = 4  # role and separators in the usual chat templates
-MAX_COUNTED_BYTES = 256 * 1024  # of a prompt, and of an answer; longer ones are estimated
+MAX_COUNTED_BYTES = 256 * 1024  # of a prompt; longer ones are estimated
+MAX_COUNTED_ANSWER_BYTES = 64 * 1024  # kept while it passes, in case that nobody counts it
 TOKENS_PER_IMAGE = 1000  # vendors charge 85 to 1600 for an image, whatever its bytes
 
 
@@ -135,7 +136,7 @@ class OutputMeter:
         return None if self._visible is None else ("".join(self._visible), "".join(self._reasoning))
 
     def _keep(self, visible: list[str], delta: ContentDelta) -> None:
-        if delta.tool_calls or self.total_bytes > MAX_COUNTED_BYTES:
+        if delta.tool_calls or self.total_bytes > MAX_COUNTED_ANSWER_BYTES:
             self._visible = None  # how a call is written down in tokens is the template's secret
             self._reasoning.clear()
             return

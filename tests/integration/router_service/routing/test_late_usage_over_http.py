@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from router_service.domain.completion import IndexedDelta
+from router_service.domain.catalog import ModelFacts
+from router_service.domain.completion import IndexedDelta, Message, Role
+from router_service.domain.errors import FailureKind, ProviderError
+from router_service.domain.tokens import TEMPLATES
 from router_service.domain.usage import LateUsage, TokenUsage
 from router_service.providers.openrouter import read_generation
 from router_service.providers.provider_set import HttpSettings, build_providers
+from router_service.providers.token_counter import TokenizerProcess
 from router_service.routing.metrics import RoutingMetrics
+from router_service.routing.ports import TokenCounter
 from router_service.routing.router import Router
 from router_service.routing.settings import RoutingSettings
 from router_service.usage.journal import SqliteJournal
@@ -32,12 +37,16 @@ FOUND = "generation?prompt=31&completion=9&cached=4&reasoning=2&cost=0.00042&mod
 class Wire:
     """A router with a real journal before a scripted OpenRouter."""
 
-    def __init__(self, directory: Path, server: ScriptedProvider, *, wait_s: float = 5.0) -> None:
+    def __init__(
+        self, directory: Path, server: ScriptedProvider, *, wait_s: float = 5.0, counter: TokenCounter | None = None
+    ) -> None:
         self.server = server
         self.journal = SqliteJournal.open(
             directory, max_bytes=1 << 30, metrics=journal_metrics(), new_epoch=lambda: str(uuid7())
         )
-        catalog = {"openrouter": replace(spec("openrouter", counts_late=True), base_url=server.base_url)}
+        models = {"openrouter-model": ModelFacts("openrouter-model", vocabulary="o200k_base" if counter else "")}
+        served = spec("openrouter", models=models, counts_late=counter is None)
+        catalog = {"openrouter": replace(served, base_url=server.base_url)}
         self.providers = build_providers(catalog, HttpSettings(allowed_networks=(ipaddress.ip_network("127.0.0.0/8"),)))
         self.router = Router(
             tenants=FakeTenants(tenant(keys=["openrouter"])),
@@ -49,6 +58,7 @@ class Wire:
             limits=FakeLimits(),
             metrics=RoutingMetrics(CollectorRegistry()),
             new_event_id=uuid7,
+            counter=counter,
             settings=RoutingSettings(late_usage_first_delay_s=0.01, late_usage_wait_s=wait_s, last_enquiry_s=0.01),
         )
 
@@ -162,6 +172,38 @@ async def test_no_key_is_in_the_journal(tmp_path: Path, server: ScriptedProvider
     assert b"chatcmpl-scripted" in held
     assert b"sk-canary" not in held
     await wire.close()
+
+
+@pytest.mark.parametrize("provider", ["groq", "local"])
+async def test_a_vendor_without_such_a_call_is_not_asked(server: ScriptedProvider, provider: str) -> None:
+    providers = build_providers({provider: replace(spec(provider), base_url=server.base_url)})
+
+    with pytest.raises(ProviderError) as refused:
+        await providers[provider].late_usage(server.base_url, None, "gen-1")
+
+    assert refused.value.kind is FailureKind.NOT_ALLOWED
+    assert server.served == []
+    await providers.aclose()
+
+
+async def test_without_a_count_of_the_providers_the_models_own_tokenizer_counts(
+    tmp_path: Path, server: ScriptedProvider
+) -> None:
+    """Over the wire, with the real process: three tokens of the script are seven of the model's."""
+    counter = TokenizerProcess(answer_s=20.0)
+    wire = Wire(tmp_path, server, counter=counter)
+    server.script("openrouter-model", "ok?n=3&usage=none")
+
+    _, answer = await wire.router.complete(request(messages=(Message(Role.USER, "one two three"),)), deadline_s=30.0)
+    event = await wire.event_for_the_ledger()
+
+    template = TEMPLATES["o200k_base"]
+    assert answer.content == "tok0 tok1 tok2 "
+    assert event.usage_source == token_usage_pb2.TOKEN_USAGE_SOURCE_COUNTED
+    assert event.token_usage.output_tokens == 7
+    assert event.token_usage.input_tokens == 3 + template.per_message + template.fixed
+    await wire.close()
+    await counter.aclose()
 
 
 @pytest.mark.parametrize(

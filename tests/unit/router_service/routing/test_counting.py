@@ -23,7 +23,7 @@ from router_service.domain.completion import (
     ToolCallDelta,
 )
 from router_service.domain.errors import FailureKind
-from router_service.domain.tokens import MAX_COUNTED_BYTES, TEMPLATES
+from router_service.domain.tokens import MAX_COUNTED_ANSWER_BYTES, MAX_COUNTED_BYTES, TEMPLATES
 from router_service.domain.usage import TokenUsage, UsageSource
 from router_service.routing.settings import RoutingSettings
 from service_runtime.errors import ServiceError
@@ -137,7 +137,7 @@ async def test_what_no_count_of_texts_can_tell_is_estimated(asked: CompletionReq
 
 @pytest.mark.parametrize(
     "delta",
-    [ContentDelta(tool_calls=(ToolCallDelta(0, "c", "clock", "{}"),)), text("x" * (MAX_COUNTED_BYTES + 1))],
+    [ContentDelta(tool_calls=(ToolCallDelta(0, "c", "clock", "{}"),)), text("x" * (MAX_COUNTED_ANSWER_BYTES + 1))],
     ids=["a tool call", "a long answer"],
 )
 async def test_an_answer_that_cannot_be_counted_is_estimated(delta: ContentDelta) -> None:
