@@ -20,8 +20,9 @@ _JITTER = 0.1  # of the interval, so that replicas do not march in step
 class Periodic:
     """Runs `work` again and again until it is stopped; a failure is logged, counted and followed by the next run.
 
-    The first run is at once. Between the end of one run and the start of the next are `interval_s` seconds, ten
-    percent more or less; after failures the wait doubles from `first_retry_s` up to the interval.
+    The first run is at once unless `starts_at_once` says otherwise. Between the end of one run and the start of the
+    next are `interval_s` seconds, ten percent more or less; after failures the wait doubles from `first_retry_s` up to
+    the interval.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Periodic:
         metrics: Metrics,
         timeout_s: float | None = None,
         first_retry_s: float = 0.5,
+        starts_at_once: bool = True,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`timeout_s` bounds one run; `jitter` returns a number in [0, 1)."""
@@ -42,6 +44,7 @@ class Periodic:
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._first_retry_s = first_retry_s
+        self._starts_at_once = starts_at_once
         self._jitter = jitter
         self._task: asyncio.Task[None] | None = None
         self._wanted_now = asyncio.Event()
@@ -86,6 +89,8 @@ class Periodic:
         return True
 
     async def _run_until_stopped(self) -> None:
+        if not self._starts_at_once:
+            await self._wait()
         while True:
             self._wanted_now.clear()
             await self.run_once()

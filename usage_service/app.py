@@ -21,7 +21,14 @@ from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
 from service_runtime.postgres import Postgres
 from service_runtime.process import Lifecycle
-from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
+from turnpike.usage.v1 import (
+    audit_service_pb2_grpc,
+    pricing_service_pb2_grpc,
+    quota_service_pb2_grpc,
+    usage_service_pb2_grpc,
+)
+from usage_service.api.audit_metrics import PrometheusAuditMetrics
+from usage_service.api.audit_servicer import AuditServicer
 from usage_service.api.journal_metrics import PrometheusJournalMetrics
 from usage_service.api.pricing_servicer import PricingServicer
 from usage_service.api.quota_servicer import QuotaServicer
@@ -29,6 +36,7 @@ from usage_service.api.recording_metrics import PrometheusRecordingMetrics
 from usage_service.api.reports import ReportHandlers
 from usage_service.api.usage_servicer import UsageServicer
 from usage_service.domain.usage_event import EventRules
+from usage_service.metering.auditing import Auditing
 from usage_service.metering.group_commit import GroupedLedger
 from usage_service.metering.journals import JournalAudit
 from usage_service.metering.limit_setting import LimitSetting
@@ -38,6 +46,7 @@ from usage_service.metering.recording import Recorder
 from usage_service.metering.reporting import Reporting
 from usage_service.metering.repricing import Repricing
 from usage_service.settings import UsageSettings
+from usage_service.storage.audit import PostgresAudit
 from usage_service.storage.bundled_prices import BundledPrices
 from usage_service.storage.corrections import PostgresBookedRows
 from usage_service.storage.events import PostgresLedger
@@ -69,7 +78,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        database, postgres, owner, correcting = _databases(settings)
+        database, postgres, owner, slow = _databases(settings)
         opened.push_async_callback(database.close)
         partitions = Partitions(owner)
         maintenance = Maintenance(
@@ -101,8 +110,18 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             writers=settings.ingest_writers,
             max_waiting=settings.ingest_max_waiting,
         )
+        auditing = Auditing(
+            store=PostgresAudit(slow),
+            metrics=PrometheusAuditMetrics(metrics),
+            retention=settings.rollup_retention,
+            raw_retention=settings.raw_retention,
+            accept_back=settings.accept_back,
+            open_attempt_bound=settings.open_attempt_bound,
+            now=_now,
+            monotonic_s=time.monotonic,
+        )
         journals = JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now))
-        periodics = (
+        periodics = [
             Periodic("audit journals", journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
             Periodic("maintain", maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
             Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
@@ -112,16 +131,20 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
                 interval_s=timedelta(days=1).total_seconds(),
                 metrics=metrics,
             ),
-        )
+            *_verification(settings, auditing, metrics),
+        ]
         for periodic in periodics:
             opened.push_async_callback(periodic.stop)
-
         server = GrpcServer.from_settings(settings, metrics)
         repricing = Repricing(
-            rows=PostgresBookedRows(correcting, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
+            rows=PostgresBookedRows(slow, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
         )
         _add_services(
             server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing, repricing=repricing
+        )
+        server.add(
+            "turnpike.usage.v1.AuditService",
+            partial(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(auditing)),
         )
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         server.add_health_name(DATABASE)
@@ -158,6 +181,21 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
 
 
+def _verification(settings: UsageSettings, auditing: Auditing, metrics: Metrics) -> list[Periodic]:
+    """The audit on schedule, unless it is turned off."""
+    if not settings.verify_interval_s:
+        return []
+    return [
+        Periodic(
+            "verify ledger",
+            partial(auditing.verify_on_schedule, settings.verify_days),
+            interval_s=settings.verify_interval_s,
+            metrics=metrics,
+            starts_at_once=False,  # a restart is no reason to recount everything while traffic comes back
+        )
+    ]
+
+
 def _freeze() -> None:
     """What lives as long as the process need not be looked through for garbage again and again."""
     gc.collect()
@@ -169,7 +207,8 @@ def _freeze() -> None:
 
 def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, LatePostgres, LatePostgres]:
     """The database; the pool that everything works with, in the service's own role; one of the tables' owner, for
-    maintenance; and one for correcting what was booked, whose statements may take longer and hold up nobody's.
+    maintenance; and one for correcting and auditing what was booked, whose statements may take longer and hold up
+    nobody's.
     """
     database = ServiceDatabase(
         settings.database_url.get_secret_value(),
@@ -190,13 +229,13 @@ def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, 
         statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
         application_name="usage_service maintenance",
     )
-    correcting = database.pool(
+    slow = database.pool(
         min_size=0,
-        max_size=2,
+        max_size=5,  # two corrections, two audits, and one that keeps the audit on schedule alone
         statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
-        application_name="usage_service corrections",
+        application_name="usage_service slow work",
     )
-    return database, postgres, owner, correcting
+    return database, postgres, owner, slow
 
 
 def _add_services(

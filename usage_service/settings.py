@@ -45,6 +45,13 @@ class UsageSettings(ServiceSettings):
     limit_leave_margin: float = 0.05
     limit_pace_after: float = 0.2  # share of the window after which a pace that exhausts the limit is critical
 
+    # How often the ledger recounts its latest days, and says in a metric what does not agree; 0 turns that off. Two
+    # days, because most of what arrives is younger than that; `turnpike verify --since` looks at the rest.
+    verify_interval_s: float = Field(default=3600.0, ge=0)
+    verify_days: int = Field(default=2, ge=1, le=366)
+    # A router that says that an attempt has been open for longer has lost track of it: no request may take that long.
+    verify_open_attempt_minutes: int = Field(default=60, ge=1)
+
     maintenance_interval_s: float = Field(default=3600.0, gt=0)
 
     ingest_writers: int = Field(default=2, ge=1, le=16)  # more than two only meet on the same rollup rows
@@ -120,6 +127,11 @@ class UsageSettings(ServiceSettings):
     def rollup_retention(self) -> RollupRetention:
         """How long minute and hour rollups are kept."""
         return RollupRetention(timedelta(hours=self.minute_rollup_hours), timedelta(days=self.hour_rollup_days))
+
+    @property
+    def open_attempt_bound(self) -> timedelta:
+        """How long an attempt may be open at a router."""
+        return timedelta(minutes=self.verify_open_attempt_minutes)
 
     @property
     def accept_back(self) -> timedelta:

@@ -32,6 +32,7 @@ from turnpike_client.accounting import (
     UsageReport,
     UsageStats,
 )
+from turnpike_client.audit import Discrepancy, LedgerAudit, LedgerCheckResult
 from turnpike_client.charts import (
     DurationBucket,
     DurationDistribution,
@@ -71,6 +72,7 @@ from turnpike_client.enums import (
     ErrorCause,
     FinishReason,
     Funding,
+    LedgerCheck,
     LimitLevel,
     LimitMetric,
     MidstreamFailure,
@@ -143,6 +145,7 @@ __all__ = [
     "DailyCost",
     "DeadlineExceeded",
     "Deadlines",
+    "Discrepancy",
     "DurationBucket",
     "DurationDistribution",
     "ErrorCause",
@@ -158,6 +161,9 @@ __all__ = [
     "LatencyDistribution",
     "LatencyReport",
     "LatencySummary",
+    "LedgerAudit",
+    "LedgerCheck",
+    "LedgerCheckResult",
     "LimitChange",
     "LimitClient",
     "LimitLevel",

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TypeVar, cast
 
 from turnpike.router.v1 import completion_pb2, tenant_service_pb2
-from turnpike.usage.v1 import quota_service_pb2, token_usage_pb2, usage_event_pb2, usage_service_pb2
+from turnpike.usage.v1 import audit_service_pb2, quota_service_pb2, token_usage_pb2, usage_event_pb2, usage_service_pb2
 
 
 class Role(StrEnum):
@@ -141,6 +141,23 @@ class ErrorCause(StrEnum):
     UNKNOWN = "unknown"
 
 
+class LedgerCheck(StrEnum):
+    """What an audit of the ledger checks."""
+
+    MINUTE_ROLLUP = "minute_rollup"
+    HOUR_ROLLUP = "hour_rollup"
+    DAY_ROLLUP = "day_rollup"
+    COST = "cost"
+    ADJUSTMENTS = "adjustments"
+    ROW = "row"
+    FINAL_ATTEMPT = "final_attempt"
+    DUPLICATE_EVENT = "duplicate_event"
+    DUPLICATE_SEQUENCE = "duplicate_sequence"
+    SEQUENCE_GAP = "sequence_gap"
+    OPEN_ATTEMPT = "open_attempt"
+    UNKNOWN = "unknown"
+
+
 class RecordDisposition(StrEnum):
     """What became of a usage event. RETRY: send it again with the same id."""
 
@@ -205,6 +222,7 @@ _WIRE: dict[type[StrEnum], tuple[str, dict[str, int], StrEnum | None]] = {
     UsageGrouping: ("USAGE_GROUPING_", dict(usage_service_pb2.UsageGrouping.items()), UsageGrouping.NONE),
     TimeStep: ("TIME_STEP_", dict(usage_service_pb2.TimeStep.items()), TimeStep.AUTO),
     ErrorCause: ("ERROR_CAUSE_", dict(usage_service_pb2.ErrorCause.items()), ErrorCause.UNKNOWN),
+    LedgerCheck: ("LEDGER_CHECK_", dict(audit_service_pb2.LedgerCheck.items()), LedgerCheck.UNKNOWN),
     RecordDisposition: (
         "RECORD_DISPOSITION_",
         dict(usage_service_pb2.RecordDisposition.items()),

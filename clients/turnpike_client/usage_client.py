@@ -13,6 +13,8 @@ from typing import Any, Self, TypeVar, cast
 import grpc
 
 from turnpike.usage.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     pricing_service_pb2,
     pricing_service_pb2_grpc,
     quota_service_pb2,
@@ -33,6 +35,8 @@ from turnpike_client.accounting import (
     UsageRecord,
     UsageReport,
 )
+from turnpike_client.audit import LedgerAudit
+from turnpike_client.audit_codec import audit_with_page
 from turnpike_client.charts import LatencyDistribution, LatencyReport, UsagePoint
 from turnpike_client.charts_codec import distribution_from_proto, point_from_proto
 from turnpike_client.completions import TokenUsage
@@ -53,6 +57,8 @@ from turnpike_client.price_book_client import PriceBookClient
 from turnpike_client.wire import instant, new_event_id, to_timestamp
 
 _Item = TypeVar("_Item")
+
+_VERIFY_TIMEOUT_S = 60.0  # of one page, which the server makes shorter
 
 _STORED = frozenset({RecordDisposition.ACCEPTED, RecordDisposition.DUPLICATE})
 
@@ -173,6 +179,39 @@ class UsageClient:
             start=instant(response.start_time),
             end=instant(response.end_time),
         )
+
+    async def verify(
+        self,
+        *,
+        tenant_id: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
+        max_discrepancies: int = 0,
+        on_page: Callable[[LedgerAudit], None] | None = None,
+    ) -> LedgerAudit:
+        """Have the ledger recounted: by default the last two days of every tenant.
+
+        Calls as often as it takes; `on_page` is told how far it has come. For each check at most `max_discrepancies`,
+        by default 10, are named.
+        """
+        request = audit_service_pb2.VerifyLedgerRequest(
+            tenant_id=tenant_id,
+            start_time=to_timestamp(start) if start else None,
+            end_time=to_timestamp(end) if end else None,
+            max_discrepancies=max_discrepancies,
+        )
+        stub = audit_service_pb2_grpc.AuditServiceStub(self._connection.channel)
+        audit: LedgerAudit | None = None
+        while True:
+            response: audit_service_pb2.VerifyLedgerResponse = await self._connection.unary(
+                stub.VerifyLedger, request, timeout_s=max(self._timeout_s, _VERIFY_TIMEOUT_S)
+            )
+            audit = audit_with_page(audit, response, most=max_discrepancies or 10)
+            if on_page is not None:
+                on_page(audit)
+            if not response.next_page_token:
+                return audit
+            request.page_token = response.next_page_token
 
     def daily_costs(
         self,

@@ -13,6 +13,7 @@ import turnpike_client
 
 MODULES = [
     "accounting",
+    "audit",
     "charts",
     "completions",
     "connection",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -95,8 +95,12 @@ class RequestReader:
 
     def done(self) -> None:
         """Raise InvalidRequest when any field was bad."""
-        if self._violations:
-            raise InvalidRequest(self._violations)
+        self.done_with(())
+
+    def done_with(self, others: Sequence[FieldViolation]) -> None:
+        """The same, with what the caller itself has found."""
+        if found := [*self._violations, *others]:
+            raise InvalidRequest(found)
 
     def uuid(self, field: str, text: str) -> UUID:
         if _UUID.fullmatch(text) is None:

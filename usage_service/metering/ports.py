@@ -74,7 +74,10 @@ class QuarantineKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedEvent:
-    """An event as it came, which the ledger cannot take. `event_id` is whatever was sent."""
+    """An event as it came, which the ledger cannot take. `event_id` is whatever was sent.
+
+    `router_epoch` and `sequence` say where it stood in its router's journal: '' and 0 for an event from none.
+    """
 
     router_id: str
     event_id: str
@@ -82,6 +85,8 @@ class QuarantinedEvent:
     field: str
     reason: str
     payload: bytes
+    router_epoch: str = ""
+    sequence: int = 0
 
 
 class Quarantine(Protocol):

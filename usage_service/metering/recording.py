@@ -213,6 +213,8 @@ class Recorder:
                 field=outcome.violations[0].field if outcome.violations else "",
                 reason=outcome.reason,
                 payload=submission.payload,
+                router_epoch=batch.epoch,
+                sequence=submission.event.sequence,
             )
             for submission, outcome in zip(batch.submissions, outcomes, strict=True)
             if (kind := _quarantine_kind(outcome.disposition)) is not None

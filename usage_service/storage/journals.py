@@ -12,6 +12,8 @@ from usage_service.domain.journal import Journal, JournalReport, SequenceRange
 if TYPE_CHECKING:
     from asyncpg import Record
 
+    from service_runtime.postgres import Connection
+
 _QUERIES = load_queries(Path(__file__).with_name("journals.sql"))
 
 
@@ -50,7 +52,12 @@ class PostgresJournals:
     async def load(self) -> list[Journal]:
         """Every journal; see `metering.journals.Journals`."""
         async with self._postgres.acquire() as connection:
-            return [_journal(record) for record in await connection.fetch(_QUERIES["list_journals"])]
+            return await journals_in(connection)
+
+
+async def journals_in(connection: Connection) -> list[Journal]:
+    """Every journal, as the connection's transaction sees them."""
+    return [_journal(record) for record in await connection.fetch(_QUERIES["list_journals"])]
 
 
 def _journal(record: Record) -> Journal:

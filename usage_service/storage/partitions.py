@@ -57,7 +57,7 @@ class Partitions:
                 return
             async with self._postgres.transaction() as connection:
                 await connection.execute(_QUERIES["lock"])
-                existing = await _existing(connection)
+                existing = await held_weeks(connection)
                 for week in sorted(weeks - existing):
                     await _create(connection, week)
             self._known = frozenset(existing | weeks)
@@ -69,7 +69,7 @@ class Partitions:
         """
         dropped: list[date] = []
         async with self._changing, self._postgres.acquire() as connection:
-            for week in sorted(await _existing(connection)):
+            for week in sorted(await held_weeks(connection)):
                 if _midnight(week + _WEEK) > oldest_kept:
                     break
                 # A writer that learns of it by a failed insert forgets and asks anew; here it is known at once.
@@ -89,7 +89,8 @@ class Partitions:
         self._known = frozenset()
 
 
-async def _existing(connection: Connection) -> set[date]:
+async def held_weeks(connection: Connection) -> set[date]:
+    """The Mondays of the weeks that have a partition."""
     names = await connection.fetch(_QUERIES["list_partitions"])
     matches = (_NAME.fullmatch(record["name"]) for record in names)
     return {date.fromisoformat(match["start"]) for match in matches if match}

@@ -32,7 +32,7 @@ class PostgresQuarantine:
             await connection.execute(_QUERIES["keep"], *columns)
 
 
-def _record(event: QuarantinedEvent) -> tuple[str, str, str, str, str, bytes, bytes]:
+def _record(event: QuarantinedEvent) -> tuple[str, str, str, str, str, bytes, bytes, str, int]:
     reason = event.reason
     if len(event.payload) > MAX_PAYLOAD_BYTES:
         reason = f"{reason} (first {MAX_PAYLOAD_BYTES} of {len(event.payload)} bytes)"
@@ -44,6 +44,8 @@ def _record(event: QuarantinedEvent) -> tuple[str, str, str, str, str, bytes, by
         _storable(reason)[:_MAX_TEXT_CHARACTERS],
         event.payload[:MAX_PAYLOAD_BYTES],
         sha256(event.payload).digest(),
+        event.router_epoch,
+        event.sequence,
     )
 
 

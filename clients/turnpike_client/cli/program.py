@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from turnpike_client.cli.audit import verify
 from turnpike_client.cli.charts import latency, series
 from turnpike_client.cli.chat import chat
 from turnpike_client.cli.limits import limits
@@ -87,6 +88,6 @@ def program(ctx: click.Context, router: str | None, usage: str | None) -> None:
     )
 
 
-_COMMANDS = (tenants, chat, usage, records, limits, costs, errors, series, latency, prices, providers, explain)
+_COMMANDS = (tenants, chat, usage, records, limits, costs, errors, series, latency, verify, prices, providers, explain)
 for command in _COMMANDS:
     program.add_command(command)

@@ -17,7 +17,13 @@ from typing import Self
 import grpc.aio
 
 from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
-from turnpike.usage.v1 import pricing_service_pb2_grpc, quota_service_pb2_grpc, usage_service_pb2_grpc
+from turnpike.usage.v1 import (
+    audit_service_pb2_grpc,
+    pricing_service_pb2_grpc,
+    quota_service_pb2_grpc,
+    usage_service_pb2_grpc,
+)
+from turnpike_client.testing.audit import FakeAudit
 from turnpike_client.testing.ledger import FakeLedger
 from turnpike_client.testing.pricing import FakePricing
 from turnpike_client.testing.quota import FakeQuota
@@ -25,11 +31,14 @@ from turnpike_client.testing.replies import Reply
 from turnpike_client.testing.router import FakeRouter
 from turnpike_client.testing.tenants import FakeTenants
 
-__all__ = ["FakeLedger", "FakePricing", "FakeQuota", "FakeRouter", "FakeTenants", "FakeTurnpike", "Reply"]
+__all__ = ["FakeAudit", "FakeLedger", "FakePricing", "FakeQuota", "FakeRouter", "FakeTenants", "FakeTurnpike", "Reply"]
 
 
 class FakeTurnpike:
-    """Router and usage service; what they were told is in `router`, `tenants`, `ledger`, `quota` and `pricing`."""
+    """Router and usage service.
+
+    What they were told is in `router`, `tenants`, `ledger`, `audit`, `quota` and `pricing`.
+    """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []  # what the router will answer, next first
@@ -37,6 +46,7 @@ class FakeTurnpike:
         self.tenants = FakeTenants()
         self.pricing = FakePricing()
         self.ledger = FakeLedger(self.pricing)
+        self.audit = FakeAudit()
         self.quota = FakeQuota()
         self.router_target = ""
         self.usage_target = ""
@@ -48,6 +58,7 @@ class FakeTurnpike:
         tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(self.tenants, router)
         usage, self.usage_target = _server()
         usage_service_pb2_grpc.add_UsageServiceServicer_to_server(self.ledger, usage)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(self.audit, usage)
         quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(self.quota, usage)
         pricing_service_pb2_grpc.add_PricingServiceServicer_to_server(self.pricing, usage)
         self._servers = [router, usage]

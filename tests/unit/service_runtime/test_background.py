@@ -115,3 +115,17 @@ async def test_a_long_outage_does_not_break_the_arithmetic_of_the_wait(failures:
     periodic.consecutive_failures = failures
 
     await asyncio.wait_for(periodic._wait(), 5)
+
+
+async def test_work_that_does_not_start_at_once_waits_an_interval_first() -> None:
+    work = Work()
+    periodic = Periodic("work", work, interval_s=3600, metrics=Metrics(), starts_at_once=False)
+
+    periodic.start()
+    await asyncio.sleep(0)
+    assert work.runs == 0
+    periodic.wake()
+    await work.until(1)
+    await periodic.stop()
+
+    assert work.runs == 1
