@@ -35,6 +35,7 @@ from usage_service.api.quota_servicer import QuotaServicer
 from usage_service.api.recording_metrics import PrometheusRecordingMetrics
 from usage_service.api.reports import ReportHandlers
 from usage_service.api.usage_servicer import UsageServicer
+from usage_service.api.watch import WatchHandler
 from usage_service.domain.usage_event import EventRules
 from usage_service.metering.auditing import Auditing
 from usage_service.metering.group_commit import GroupedLedger
@@ -45,6 +46,7 @@ from usage_service.metering.pricing import Pricing
 from usage_service.metering.recording import Recorder
 from usage_service.metering.reporting import Reporting
 from usage_service.metering.repricing import Repricing
+from usage_service.metering.watching import Watching
 from usage_service.settings import UsageSettings
 from usage_service.storage.audit import PostgresAudit
 from usage_service.storage.bundled_prices import BundledPrices
@@ -110,16 +112,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             writers=settings.ingest_writers,
             max_waiting=settings.ingest_max_waiting,
         )
-        auditing = Auditing(
-            store=PostgresAudit(slow),
-            metrics=PrometheusAuditMetrics(metrics),
-            retention=settings.rollup_retention,
-            raw_retention=settings.raw_retention,
-            accept_back=settings.accept_back,
-            open_attempt_bound=settings.open_attempt_bound,
-            now=_now,
-            monotonic_s=time.monotonic,
-        )
+        auditing = _auditing(settings, slow, metrics)
         journals = JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now))
         periodics = [
             Periodic("audit journals", journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
@@ -139,13 +132,16 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         repricing = Repricing(
             rows=PostgresBookedRows(slow, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
         )
-        _add_services(
-            server, settings, postgres, recorder=recorder, journals=journals, pricing=pricing, repricing=repricing
+        watching = Watching(reporting := _reporting(settings, postgres), settings.watch_limits)
+        opened.push_async_callback(watching.stop)
+        usage = UsageServicer(
+            recorder=recorder,
+            reports=ReportHandlers(reporting),
+            journals=journals,
+            watch=WatchHandler(watching),
+            now=_now,
         )
-        server.add(
-            "turnpike.usage.v1.AuditService",
-            partial(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(auditing)),
-        )
+        _add_services(server, settings, postgres, usage=usage, pricing=pricing, repricing=repricing, auditing=auditing)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         server.add_health_name(DATABASE)
         await server.start()
@@ -177,8 +173,32 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         await lifecycle.wait_for_stop()
         server.set_serving(False)
         await asyncio.sleep(settings.drain_delay)
-        # Nothing here streams: whoever is being answered is done in seconds, and a router sends again what was cut.
+        # Who watches live totals opens them again elsewhere; whoever else is being answered is done in seconds, and a
+        # router sends again what was cut.
+        await watching.stop()
         await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
+
+
+def _reporting(settings: UsageSettings, postgres: Postgres) -> Reporting:
+    return Reporting(
+        rollups=PostgresRollups(postgres),
+        records=PostgresRecords(postgres),
+        retention=settings.rollup_retention,
+        now=_now,
+    )
+
+
+def _auditing(settings: UsageSettings, slow: Postgres, metrics: Metrics) -> Auditing:
+    return Auditing(
+        store=PostgresAudit(slow),
+        metrics=PrometheusAuditMetrics(metrics),
+        retention=settings.rollup_retention,
+        raw_retention=settings.raw_retention,
+        accept_back=settings.accept_back,
+        open_attempt_bound=settings.open_attempt_bound,
+        now=_now,
+        monotonic_s=time.monotonic,
+    )
 
 
 def _verification(settings: UsageSettings, auditing: Auditing, metrics: Metrics) -> list[Periodic]:
@@ -243,18 +263,14 @@ def _add_services(
     settings: UsageSettings,
     postgres: Postgres,
     *,
-    recorder: Recorder,
-    journals: JournalAudit,
+    usage: UsageServicer,
     pricing: Pricing,
     repricing: Repricing,
+    auditing: Auditing,
 ) -> None:
-    rollups = PostgresRollups(postgres)
-    reporting = Reporting(
-        rollups=rollups, records=PostgresRecords(postgres), retention=settings.rollup_retention, now=_now
-    )
     limits = PostgresLimits(postgres)
     limiting = Limiting(
-        rollups=rollups,
+        rollups=PostgresRollups(postgres),
         limits=limits,
         defaults=settings.default_limits,
         thresholds=settings.level_thresholds,
@@ -263,10 +279,11 @@ def _add_services(
     )
     server.add(
         "turnpike.usage.v1.UsageService",
-        partial(
-            usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
-            UsageServicer(recorder=recorder, reports=ReportHandlers(reporting), journals=journals, now=_now),
-        ),
+        partial(usage_service_pb2_grpc.add_UsageServiceServicer_to_server, usage),
+    )
+    server.add(
+        "turnpike.usage.v1.AuditService",
+        partial(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(auditing)),
     )
     server.add(
         "turnpike.usage.v1.QuotaService",

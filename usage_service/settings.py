@@ -13,6 +13,7 @@ from service_runtime.settings import ServiceSettings
 from usage_service.domain.provider_names import CATALOGUE_PROVIDERS
 from usage_service.domain.rate_limit import DEFAULT_LIMITS, LevelThresholds, LimitRule, parse_limits
 from usage_service.domain.window import RollupRetention
+from usage_service.metering.watching import WatchLimits
 
 _DEFAULT_LIMITS = {provider: tuple(limits) for provider, limits in DEFAULT_LIMITS.items()}
 
@@ -51,6 +52,12 @@ class UsageSettings(ServiceSettings):
     verify_days: int = Field(default=2, ge=1, le=366)
     # A router that says that an attempt has been open for longer has lost track of it: no request may take that long.
     verify_open_attempt_minutes: int = Field(default=60, ge=1)
+
+    # Live totals: how often the ledger is asked for each watched window, and when a stream without news says so.
+    watch_poll_s: float = Field(default=1.0, ge=0.05)
+    watch_heartbeat_s: float = Field(default=15.0, ge=0.1)
+    watch_max: int = Field(default=200, ge=1)  # streams; each window that is watched costs a report every poll
+    watch_max_per_tenant: int = Field(default=20, ge=1)
 
     maintenance_interval_s: float = Field(default=3600.0, gt=0)
 
@@ -127,6 +134,11 @@ class UsageSettings(ServiceSettings):
     def rollup_retention(self) -> RollupRetention:
         """How long minute and hour rollups are kept."""
         return RollupRetention(timedelta(hours=self.minute_rollup_hours), timedelta(days=self.hour_rollup_days))
+
+    @property
+    def watch_limits(self) -> WatchLimits:
+        """What watching live totals may cost."""
+        return WatchLimits(self.watch_poll_s, self.watch_heartbeat_s, self.watch_max, self.watch_max_per_tenant)
 
     @property
     def open_attempt_bound(self) -> timedelta:

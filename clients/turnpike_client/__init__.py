@@ -38,6 +38,7 @@ from turnpike_client.charts import (
     DurationDistribution,
     LatencyDistribution,
     LatencyReport,
+    LiveUsage,
     UsagePoint,
 )
 from turnpike_client.completions import (
@@ -170,6 +171,7 @@ __all__ = [
     "LimitMetric",
     "LimitReport",
     "LimitStatus",
+    "LiveUsage",
     "MidstreamFailure",
     "Model",
     "NoProvider",

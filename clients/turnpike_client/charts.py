@@ -1,4 +1,4 @@
-"""What charts are drawn from: usage step by step, and how latencies are distributed."""
+"""What charts are drawn from: usage step by step, how latencies are distributed, and live totals."""
 
 from __future__ import annotations
 
@@ -54,3 +54,18 @@ class LatencyReport:
     total: LatencyDistribution
     start: datetime
     end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LiveUsage:
+    """A tenant's totals in the window that ends now; `stats` are the groups that were asked for apart.
+
+    `is_heartbeat`: nothing has changed since the one before. `as_of` is when the ledger was asked.
+    """
+
+    stats: tuple[UsageStats, ...]
+    total: UsageStats
+    start: datetime
+    end: datetime
+    as_of: datetime
+    is_heartbeat: bool

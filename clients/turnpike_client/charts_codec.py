@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turnpike.usage.v1 import usage_service_pb2
 from turnpike_client.accounting_codec import latency_from_proto, stats_from_proto
-from turnpike_client.charts import DurationBucket, DurationDistribution, LatencyDistribution, UsagePoint
+from turnpike_client.charts import DurationBucket, DurationDistribution, LatencyDistribution, LiveUsage, UsagePoint
 from turnpike_client.wire import instant, span
 
 
@@ -15,6 +15,18 @@ def point_from_proto(message: usage_service_pb2.UsagePoint) -> UsagePoint:
         end=instant(message.end_time),
         usage=stats_from_proto(message.usage),
         proto=message,
+    )
+
+
+def live_from_proto(message: usage_service_pb2.WatchUsageResponse) -> LiveUsage:
+    """Live totals."""
+    return LiveUsage(
+        stats=tuple(stats_from_proto(stats) for stats in message.stats),
+        total=stats_from_proto(message.total),
+        start=instant(message.start_time),
+        end=instant(message.end_time),
+        as_of=instant(message.as_of_time),
+        is_heartbeat=message.is_heartbeat,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -37,8 +39,8 @@ from turnpike_client.accounting import (
 )
 from turnpike_client.audit import LedgerAudit
 from turnpike_client.audit_codec import audit_with_page
-from turnpike_client.charts import LatencyDistribution, LatencyReport, UsagePoint
-from turnpike_client.charts_codec import distribution_from_proto, point_from_proto
+from turnpike_client.charts import LatencyDistribution, LatencyReport, LiveUsage, UsagePoint
+from turnpike_client.charts_codec import distribution_from_proto, live_from_proto, point_from_proto
 from turnpike_client.completions import TokenUsage
 from turnpike_client.connection import DEFAULT_USAGE, Connection, Deadlines
 from turnpike_client.enums import (
@@ -54,10 +56,12 @@ from turnpike_client.error_codec import from_status
 from turnpike_client.errors import UsageNotRecorded
 from turnpike_client.limit_client import LimitClient
 from turnpike_client.price_book_client import PriceBookClient
-from turnpike_client.wire import instant, new_event_id, to_timestamp
+from turnpike_client.wire import instant, new_event_id, to_duration, to_timestamp
 
 _Item = TypeVar("_Item")
 
+_WATCH_TIMEOUT_S = 600.0  # of one stream, after which the next one is opened
+_REOPEN_S = 0.5  # a server that ends every stream at once is not to be asked in a tight loop
 _VERIFY_TIMEOUT_S = 60.0  # of one page, which the server makes shorter
 
 _STORED = frozenset({RecordDisposition.ACCEPTED, RecordDisposition.DUPLICATE})
@@ -179,6 +183,33 @@ class UsageClient:
             start=instant(response.start_time),
             end=instant(response.end_time),
         )
+
+    async def watch(
+        self,
+        tenant_id: str,
+        *,
+        window: timedelta | None = None,
+        grouping: UsageGrouping = UsageGrouping.NONE,
+        only: UsageFilter | None = None,
+        min_interval: timedelta | None = None,
+    ) -> AsyncGenerator[LiveUsage, None]:
+        """Live totals of the window that ends now, by default of 24 hours: at once, then whenever they change.
+
+        Goes on until the caller leaves: a stream that the server ends in time is opened again. Raises when that fails.
+        """
+        request = usage_service_pb2.WatchUsageRequest(
+            tenant_id=tenant_id,
+            window=to_duration(window) if window is not None else None,
+            filter=codec.filter_to_proto(only) if only else None,
+            grouping=cast("Any", to_wire(grouping)),
+            min_interval=to_duration(min_interval) if min_interval is not None else None,
+        )
+        while True:
+            stream = self._connection.server_stream(self._usage().WatchUsage, request, timeout_s=_WATCH_TIMEOUT_S)
+            async with aclosing(stream):
+                async for message in stream:
+                    yield live_from_proto(message)
+            await asyncio.sleep(_REOPEN_S)
 
     async def verify(
         self,

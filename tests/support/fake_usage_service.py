@@ -77,6 +77,7 @@ class FakeUsageService(
 
     ListDailyCosts = ListErrors = ListUsageRecords = GetTenantUsageStats
     QueryUsageTimeSeries = GetLatencyDistribution = GetTenantUsageStats
+    WatchUsage: Any = GetTenantUsageStats
     SetLimit = ListLimits = DeleteLimit = GetTenantUsageStats
     SetPrice = ListPriceHistory = Reprice = ListCostAdjustments = GetTenantUsageStats
 

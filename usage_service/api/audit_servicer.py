@@ -122,7 +122,8 @@ def _result_to_proto(check: LedgerCheck, result: CheckResult) -> pb.LedgerCheckR
         checked_count=result.checked,
         wrong_count=result.wrong,
         discrepancies=[
-            pb.LedgerDiscrepancy(subject=one.key, expected=one.expected, actual=one.actual) for one in result.discrepancies
+            pb.LedgerDiscrepancy(subject=one.key, expected=one.expected, actual=one.actual)
+            for one in result.discrepancies
         ],
         unchecked=result.unchecked,
     )

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -153,6 +154,18 @@ class RequestReader:
         elif count:
             self._refuse("step", "must be MINUTE, HOUR or DAY when step_count is given")
         return None
+
+    def span(
+        self, field: str, asked: Duration | None, *, default: timedelta, least: timedelta, most: timedelta
+    ) -> timedelta:
+        """A length of time between two bounds; None is the default."""
+        if asked is None:
+            return default
+        seconds = asked.seconds + asked.nanos / 1e9
+        if not least.total_seconds() <= seconds <= most.total_seconds():
+            self._refuse(field, f"must be {least} to {most}, not {seconds:g} s")
+            return default
+        return timedelta(seconds=seconds)
 
     def zone(self, field: str, text: str) -> ZoneInfo:
         try:

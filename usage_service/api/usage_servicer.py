@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from turnpike.usage.v1 import usage_service_pb2_grpc
 from usage_service.api.convert_event import result_to_proto, submission_from_proto
 from usage_service.api.journal_report import report_from_proto
 from usage_service.api.reports import ReportHandlers
+from usage_service.api.watch import WatchHandler
 from usage_service.metering.journals import JournalAudit
 from usage_service.metering.recording import Batch, Recorder
 
@@ -34,11 +36,13 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         recorder: Recorder,
         reports: ReportHandlers,
         journals: JournalAudit,
+        watch: WatchHandler,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._recorder = recorder
         self._reports = reports
         self._journals = journals
+        self._watch = watch
         self._now = now
 
     async def RecordUsage(self, request: pb.RecordUsageRequest, _context: Context) -> pb.RecordUsageResponse:
@@ -102,6 +106,14 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     ) -> pb.GetLatencyDistributionResponse:
         """Show how a tenant's latencies are distributed."""
         return await self._reports.get_latency_distribution(request)
+
+    async def WatchUsage(
+        self, request: pb.WatchUsageRequest, _context: Context
+    ) -> AsyncIterator[pb.WatchUsageResponse]:
+        """Stream a tenant's live totals."""
+        async with aclosing(self._watch.watch(request)) as messages:  # type: ignore[type-var]  # it is a generator
+            async for message in messages:
+                yield message
 
 
 def _batch_from_proto(request: pb.RecordUsageRequest) -> Batch:

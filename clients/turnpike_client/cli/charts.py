@@ -1,15 +1,17 @@
-"""Charts of the books: `turnpike series` and `turnpike latency`."""
+"""Charts of the books: `turnpike series`, `turnpike latency` and `turnpike watch`."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import json
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 
 import click
 
-from turnpike_client.accounting import LatencySummary, UsageFilter
-from turnpike_client.charts import DurationDistribution, LatencyDistribution, LatencyReport, UsagePoint
-from turnpike_client.cli.options import json_option, one_of, report_filter, tenant_option, window_options
-from turnpike_client.cli.output import duration, moment, number, print_json, print_table
+from turnpike_client.accounting import LatencySummary, UsageFilter, UsageStats
+from turnpike_client.charts import DurationDistribution, LatencyDistribution, LatencyReport, LiveUsage, UsagePoint
+from turnpike_client.cli.options import json_option, one_of, read_moment, report_filter, tenant_option, window_options
+from turnpike_client.cli.output import duration, jsonable, moment, number, print_json, print_table, printable
 from turnpike_client.cli.reports import cost
 from turnpike_client.cli.session import Session, pass_session
 from turnpike_client.enums import TimeStep, UsageGrouping
@@ -162,3 +164,65 @@ def _bucket_rows(distribution: DurationDistribution) -> list[tuple[str, ...]]:
         )
         for bucket in distribution.buckets
     ]
+
+
+@click.command()
+@tenant_option()
+@click.option("--window", default="24h", metavar="AGE", help="How far back, such as 30m, 24h or 7d. Default: 24h.")
+@report_filter
+@click.option(
+    "--by", "grouping", type=one_of(UsageGrouping), default=UsageGrouping.NONE.value, help="What to show apart."
+)
+@click.option("--every", "interval_s", type=click.FloatRange(0, 60), default=1.0, help="Seconds between two at least.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many. Default: go on until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON each.")
+@pass_session
+def watch(
+    session: Session,
+    *,
+    tenant_id: str,
+    window: str,
+    only: UsageFilter,
+    grouping: str,
+    interval_s: float,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """Show live totals, a line whenever they change."""
+    now = datetime.now(UTC)
+    start = read_moment(window, now)
+    if start is None or start >= now:
+        raise click.BadParameter(f"{window!r} is no age such as 30m, 24h or 7d", param_hint="--window")
+
+    async def read() -> None:
+        shown = 0
+        async with session.usage_client() as client:
+            stream = client.watch(
+                tenant_id,
+                window=now - start,
+                grouping=UsageGrouping(grouping),
+                only=only,
+                min_interval=timedelta(seconds=interval_s),
+            )
+            async with aclosing(stream):
+                async for live in stream:
+                    if live.is_heartbeat:
+                        continue
+                    click.echo(json.dumps(jsonable(live), ensure_ascii=False) if as_json else _live_text(live))
+                    shown += 1
+                    if shown == count:
+                        return
+
+    session.run(read())
+
+
+def _live_text(live: LiveUsage) -> str:
+    lines = [_live_line(moment(live.as_of), live.total)]
+    lines += [_live_line(f"  {stats.provider} {stats.model}".rstrip(), stats) for stats in live.stats]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _live_line(name: str, stats: UsageStats) -> str:
+    p95 = duration(stats.latency.p95 if stats.latency else None)
+    counts = f"{number(stats.requests)} requests, {number(stats.failed)} failed, {number(stats.rate_limited)} limited"
+    return f"{name}  {counts}, {number(stats.total_tokens)} tokens, {cost(stats.cost)}, p95 {p95}"

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from turnpike_client.cli.audit import verify
-from turnpike_client.cli.charts import latency, series
+from turnpike_client.cli.charts import latency, series, watch
 from turnpike_client.cli.chat import chat
 from turnpike_client.cli.limits import limits
 from turnpike_client.cli.output import one_line
@@ -88,6 +88,6 @@ def program(ctx: click.Context, router: str | None, usage: str | None) -> None:
     )
 
 
-_COMMANDS = (tenants, chat, usage, records, limits, costs, errors, series, latency, verify, prices, providers, explain)
-for command in _COMMANDS:
+_READS = (usage, records, limits, costs, errors, series, latency, watch, verify, prices, providers, explain)
+for command in (tenants, chat, *_READS):
     program.add_command(command)

@@ -3,10 +3,11 @@
 # ruff: noqa: N802, ARG002 - the contract names the methods and what they are given
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from turnpike_client.enums import RecordDisposition, to_wire
 from turnpike_client.testing.charts import distribution, names, points, window
 from turnpike_client.testing.pages import page_of
 from turnpike_client.testing.pricing import FakePricing
+from turnpike_client.wire import to_timestamp
 
 
 def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
@@ -44,13 +46,18 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self.events: dict[str, usage_event_pb2.UsageEvent] = {}
         self.requests: list[Any] = []
         self.dispositions: dict[str, RecordDisposition] = {}
+        self.watch_ends_after = 1_000
+        self._recorded = asyncio.Condition()
         self._pricing = pricing
 
     async def RecordUsage(
         self, request: usage_service_pb2.RecordUsageRequest, context: Any
     ) -> usage_service_pb2.RecordUsageResponse:
         self.requests.append(request)
-        return usage_service_pb2.RecordUsageResponse(results=[self._record(event) for event in request.events])
+        results = [self._record(event) for event in request.events]
+        async with self._recorded:
+            self._recorded.notify_all()
+        return usage_service_pb2.RecordUsageResponse(results=results)
 
     async def ReportJournalState(
         self, request: usage_service_pb2.ReportJournalStateRequest, context: Any
@@ -169,6 +176,35 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             )
         page, token = page_of(records, request)
         return usage_service_pb2.ListUsageRecordsResponse(records=page, next_page_token=token)
+
+    async def WatchUsage(
+        self, request: usage_service_pb2.WatchUsageRequest, context: Any
+    ) -> AsyncIterator[usage_service_pb2.WatchUsageResponse]:
+        """The totals at once and whenever something was recorded; `watch_ends_after` messages end a stream."""
+        self.requests.append(request)
+        grouping = request.grouping or usage_service_pb2.USAGE_GROUPING_NONE
+        seen = -1
+        for _ in range(self.watch_ends_after):
+            await self._until_more_than(seen)
+            seen = len(self.events)
+            events = self._of(request.tenant_id)
+            groups = (
+                {}
+                if grouping == usage_service_pb2.USAGE_GROUPING_NONE
+                else _grouped(events, lambda event: names(event, grouping))
+            )
+            now = datetime.now(UTC)
+            yield usage_service_pb2.WatchUsageResponse(
+                stats=[self.stats(members, *key) for key, members in groups.items()],
+                total=self.stats(events, "", ""),
+                start_time=to_timestamp(now - (request.window.ToTimedelta() or timedelta(days=1))),
+                end_time=to_timestamp(now),
+                as_of_time=to_timestamp(now),
+            )
+
+    async def _until_more_than(self, events: int) -> None:
+        async with self._recorded:
+            await self._recorded.wait_for(lambda: len(self.events) > events)
 
     grouped = staticmethod(_grouped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import timedelta
 
 import pytest
@@ -124,3 +125,36 @@ async def test_latencies_are_a_table_with_bars_on_demand(run: Run) -> None:
     assert "#" not in plain.stdout
     assert barred.stdout.count("#") == 40 + 20 + 20
     assert json.loads(as_json.stdout)["total"]["latency"]["buckets"][1]["count"] == 2
+
+
+async def test_live_totals_come_at_once_and_when_they_change(turnpike: FakeTurnpike, usage: UsageClient) -> None:
+    async with aclosing(usage.watch(TENANT, window=timedelta(hours=1), grouping=UsageGrouping.MODEL)) as totals:
+        first = await anext(totals)
+        await usage.track_usage(TENANT, "groq", "m", TOKENS)
+        second = await anext(totals)
+
+    assert (first.total.requests, second.total.requests) == (5, 6)
+    assert [stats.provider for stats in first.stats] == ["groq", "llm7"]
+    assert turnpike.ledger.requests[0].window.seconds == 3600
+
+
+async def test_a_stream_that_the_service_ends_is_opened_again(turnpike: FakeTurnpike, usage: UsageClient) -> None:
+    turnpike.ledger.watch_ends_after = 1
+    async with aclosing(usage.watch(TENANT)) as totals:
+        told = [await anext(totals) for _ in range(2)]
+
+    assert [one.total.requests for one in told] == [5, 5]
+    assert len(turnpike.ledger.requests) == 2
+
+
+async def test_live_totals_are_lines(run: Run) -> None:
+    plain = await run("watch", "--tenant", TENANT, "--count", "1", "--by", "model")
+    as_json = await run("watch", "--tenant", TENANT, "--count", "1", "--json", "--window", "7d")
+    wrong = await run("watch", "--tenant", TENANT, "--window", "soon")
+
+    total, groq, llm7 = plain.stdout.splitlines()
+    assert total.endswith("5 requests, 1 failed, 0 limited, 6,000 tokens, $0.00394, p95 -")
+    assert groq.startswith("  groq m  4 requests")
+    assert llm7.startswith("  llm7 x  1 requests")
+    assert json.loads(as_json.stdout)["total"]["requests"] == 5
+    assert (wrong.exit_code, "is no age" in wrong.stderr) == (2, True)

@@ -106,7 +106,7 @@ async def servicer(ledger: LedgerInMemory, quarantine: QuarantineInMemory, journ
         monotonic_s=lambda: 0.0,
     )
     audit = JournalAudit(journals, PrometheusJournalMetrics(Metrics(), now=lambda: NOW))
-    return UsageServicer(recorder=recorder, reports=NOT_ASKED, journals=audit, now=lambda: NOW)
+    return UsageServicer(recorder=recorder, reports=NOT_ASKED, watch=NOT_ASKED, journals=audit, now=lambda: NOW)
 
 
 def sent(**changes: Any) -> usage_event_pb2.UsageEvent:

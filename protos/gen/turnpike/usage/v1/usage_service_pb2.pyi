@@ -1427,3 +1427,99 @@ class GetLatencyDistributionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLatencyDistributionResponse: _TypeAlias = GetLatencyDistributionResponse  # noqa: Y015
+
+@_typing.final
+class WatchUsageRequest(_message.Message):
+    """Asks for a tenant's live totals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUPING_FIELD_NUMBER: _builtins.int
+    MIN_INTERVAL_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Required."""
+    grouping: Global___UsageGrouping.ValueType
+    """What to add up apart, beside the total. Default: nothing."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """How far back the totals reach from now, 1 minute to 31 days. Default: 24 hours."""
+
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """What to count."""
+
+    @_builtins.property
+    def min_interval(self) -> _duration_pb2.Duration:
+        """At least this long between two messages, 0 to 60 seconds. Default: 1 second, which is how often the ledger is asked."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+        filter: Global___UsageFilter | None = ...,
+        grouping: Global___UsageGrouping.ValueType = ...,
+        min_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "min_interval", b"min_interval", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "grouping", b"grouping", "min_interval", b"min_interval", "tenant_id", b"tenant_id", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsageRequest: _TypeAlias = WatchUsageRequest  # noqa: Y015
+
+@_typing.final
+class WatchUsageResponse(_message.Message):
+    """A tenant's totals at a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    IS_HEARTBEAT_FIELD_NUMBER: _builtins.int
+    is_heartbeat: _builtins.bool
+    """Whether nothing has changed since the message before."""
+    @_builtins.property
+    def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageStats]:
+        """The groups, most requests first; at most 100 of them."""
+
+    @_builtins.property
+    def total(self) -> Global___UsageStats:
+        """All groups together, those that are not among `stats` included."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Window that was answered, moved to whole minutes."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """End of that window, not included."""
+
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """When the ledger was asked."""
+
+    def __init__(
+        self,
+        *,
+        stats: _abc.Iterable[Global___UsageStats] | None = ...,
+        total: Global___UsageStats | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        is_heartbeat: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "end_time", b"end_time", "start_time", b"start_time", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "end_time", b"end_time", "is_heartbeat", b"is_heartbeat", "start_time", b"start_time", "stats", b"stats", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchUsageResponse: _TypeAlias = WatchUsageResponse  # noqa: Y015

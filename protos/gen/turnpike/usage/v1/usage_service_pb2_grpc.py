@@ -77,6 +77,11 @@ class UsageServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.FromString,
                 _registered_method=True)
+        self.WatchUsage = channel.unary_stream(
+                '/turnpike.usage.v1.UsageService/WatchUsage',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -151,6 +156,17 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchUsage(self, request, context):
+        """Streams a tenant's live totals: the first at once, then one whenever they change, and a heartbeat when they do not.
+
+        Ends with OK shortly before its deadline, or the server's cap where that is sooner, and when the service drains: open
+        it again to go on. Totals outlast a database that is away; `as_of_time` then tells their age. RESOURCE_EXHAUSTED with
+        reason TOO_MANY_WATCHERS above 20 streams of one tenant or 200 in all (USAGE_WATCH_MAX_PER_TENANT, USAGE_WATCH_MAX).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -193,6 +209,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.GetLatencyDistribution,
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.SerializeToString,
+            ),
+            'WatchUsage': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUsage,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -414,6 +435,33 @@ class UsageService:
             '/turnpike.usage.v1.UsageService/GetLatencyDistribution',
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_usage__service__pb2.GetLatencyDistributionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/turnpike.usage.v1.UsageService/WatchUsage',
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_usage__service__pb2.WatchUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

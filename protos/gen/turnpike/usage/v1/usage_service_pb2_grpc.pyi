@@ -65,6 +65,13 @@ class UsageServiceStub:
     """
     GetLatencyDistribution: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetLatencyDistributionRequest, _usage_service_pb2.GetLatencyDistributionResponse]
     """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
+    WatchUsage: _grpc.UnaryStreamMultiCallable[_usage_service_pb2.WatchUsageRequest, _usage_service_pb2.WatchUsageResponse]
+    """Streams a tenant's live totals: the first at once, then one whenever they change, and a heartbeat when they do not.
+
+    Ends with OK shortly before its deadline, or the server's cap where that is sooner, and when the service drains: open
+    it again to go on. Totals outlast a database that is away; `as_of_time` then tells their age. RESOURCE_EXHAUSTED with
+    reason TOO_MANY_WATCHERS above 20 streams of one tenant or 200 in all (USAGE_WATCH_MAX_PER_TENANT, USAGE_WATCH_MAX).
+    """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -103,6 +110,13 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """
     GetLatencyDistribution: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetLatencyDistributionRequest, _usage_service_pb2.GetLatencyDistributionResponse]  # type: ignore[assignment]
     """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
+    WatchUsage: _aio.UnaryStreamMultiCallable[_usage_service_pb2.WatchUsageRequest, _usage_service_pb2.WatchUsageResponse]  # type: ignore[assignment]
+    """Streams a tenant's live totals: the first at once, then one whenever they change, and a heartbeat when they do not.
+
+    Ends with OK shortly before its deadline, or the server's cap where that is sooner, and when the service drains: open
+    it again to go on. Totals outlast a database that is away; `as_of_time` then tells their age. RESOURCE_EXHAUSTED with
+    reason TOO_MANY_WATCHERS above 20 streams of one tenant or 200 in all (USAGE_WATCH_MAX_PER_TENANT, USAGE_WATCH_MAX).
+    """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
@@ -186,5 +200,18 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.GetLatencyDistributionResponse, _abc.Awaitable[_usage_service_pb2.GetLatencyDistributionResponse]]:
         """Shows how a tenant's latencies and times to first token are distributed, with percentiles and their error bound."""
+
+    @_abc_1.abstractmethod
+    def WatchUsage(
+        self,
+        request: _usage_service_pb2.WatchUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_usage_service_pb2.WatchUsageResponse], _abc.AsyncIterator[_usage_service_pb2.WatchUsageResponse]]:
+        """Streams a tenant's live totals: the first at once, then one whenever they change, and a heartbeat when they do not.
+
+        Ends with OK shortly before its deadline, or the server's cap where that is sooner, and when the service drains: open
+        it again to go on. Totals outlast a database that is away; `as_of_time` then tells their age. RESOURCE_EXHAUSTED with
+        reason TOO_MANY_WATCHERS above 20 streams of one tenant or 200 in all (USAGE_WATCH_MAX_PER_TENANT, USAGE_WATCH_MAX).
+        """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
