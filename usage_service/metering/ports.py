@@ -35,6 +35,7 @@ class AlreadyStored:
     content_hash: bytes
     cost_usd: Decimal | None
     pricing_state: PricingState
+    router_epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class QuarantineKind(StrEnum):
 
     REJECTED = "rejected"
     CONFLICT = "conflict"
+    # Stored before, from a journal that the router has replaced since: kept for its place in the new one.
+    RENUMBERED = "renumbered"
 
 
 @dataclass(frozen=True, slots=True)

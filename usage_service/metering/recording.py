@@ -69,6 +69,8 @@ class Outcome(NamedTuple):
     violations: tuple[Violation, ...] = ()
     cost_usd: Decimal | None = None
     pricing_state: PricingState | None = None
+    # A duplicate whose row stands under another epoch of its router's journal.
+    is_renumbered: bool = False
 
 
 class RecordingMetrics(Protocol):
@@ -211,13 +213,13 @@ class Recorder:
                 event_id=submission.event.event_id,
                 kind=kind,
                 field=outcome.violations[0].field if outcome.violations else "",
-                reason=outcome.reason,
+                reason=outcome.reason or "stored before, from a journal of another epoch",
                 payload=submission.payload,
                 router_epoch=batch.epoch,
                 sequence=submission.event.sequence,
             )
             for submission, outcome in zip(batch.submissions, outcomes, strict=True)
-            if (kind := _quarantine_kind(outcome.disposition)) is not None
+            if (kind := _quarantine_kind(outcome)) is not None
         ]
         if kept:
             await self._quarantine.keep(kept)
@@ -248,10 +250,10 @@ def _outcome(first: LedgerRow, stored: StoreOutcome, content_hash: bytes, *, is_
         case Inserted():
             if is_first:
                 return Outcome(Disposition.ACCEPTED, cost_usd=first.priced.cost_usd, pricing_state=first.priced.state)
-            held = AlreadyStored(first.content_hash, first.priced.cost_usd, first.priced.state)
-            return _compared(held, content_hash)
+            held = AlreadyStored(first.content_hash, first.priced.cost_usd, first.priced.state, first.router_epoch)
+            return _compared(held, content_hash, first.router_epoch)
         case AlreadyStored():
-            return _compared(stored, content_hash)
+            return _compared(stored, content_hash, first.router_epoch)
         case Unstorable(reason):
             if content_hash == first.content_hash:
                 return Outcome(Disposition.REJECTED, reason=reason)
@@ -262,19 +264,26 @@ def _outcome(first: LedgerRow, stored: StoreOutcome, content_hash: bytes, *, is_
             assert_never(stored)
 
 
-def _compared(held: AlreadyStored, content_hash: bytes) -> Outcome:
+def _compared(held: AlreadyStored, content_hash: bytes, router_epoch: str) -> Outcome:
     if held.content_hash == content_hash:
-        return Outcome(Disposition.DUPLICATE, cost_usd=held.cost_usd, pricing_state=held.pricing_state)
+        return Outcome(
+            Disposition.DUPLICATE,
+            cost_usd=held.cost_usd,
+            pricing_state=held.pricing_state,
+            is_renumbered=held.router_epoch != router_epoch,
+        )
     return Outcome(Disposition.CONFLICT, reason="the ledger holds other content under this id; the first stays")
 
 
-def _quarantine_kind(disposition: Disposition) -> QuarantineKind | None:
-    match disposition:
+def _quarantine_kind(outcome: Outcome) -> QuarantineKind | None:
+    match outcome.disposition:
         case Disposition.REJECTED:
             return QuarantineKind.REJECTED
         case Disposition.CONFLICT:
             return QuarantineKind.CONFLICT
-        case Disposition.ACCEPTED | Disposition.DUPLICATE | Disposition.RETRY:
+        case Disposition.DUPLICATE:
+            return QuarantineKind.RENUMBERED if outcome.is_renumbered else None
+        case Disposition.ACCEPTED | Disposition.RETRY:
             return None
         case _:
-            assert_never(disposition)
+            assert_never(outcome.disposition)

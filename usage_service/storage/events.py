@@ -174,6 +174,7 @@ async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dic
             content_hash=record["content_hash"],
             cost_usd=record["estimated_cost_usd"],
             pricing_state=PricingState(record["pricing_state"]),
+            router_epoch=record["router_epoch"],
         )
         for record in fetched
     }

@@ -230,7 +230,7 @@ unnest(
 
 -- name: find_stored
 -- What the ledger holds under the keys of a batch.
-SELECT stored.id, stored.content_hash, stored.estimated_cost_usd, stored.pricing_state
+SELECT stored.id, stored.content_hash, stored.estimated_cost_usd, stored.pricing_state, stored.router_epoch
 FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) AS sent (tenant_id, used_at, id)
 JOIN model_usage_stats AS stored
     ON stored.tenant_id = sent.tenant_id AND stored."timestamp" = sent.used_at AND stored.id = sent.id

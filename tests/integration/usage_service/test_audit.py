@@ -19,6 +19,7 @@ from service_runtime.errors import ServiceError
 from service_runtime.metrics import Metrics
 from service_runtime.postgres import Postgres
 from tests.support.ledger import LedgerUnderTest, ledger_on
+from tests.support.repricing import reprice
 from tests.support.usage_events import OTHER_TENANT, TENANT, event_id_at, reported_event, submission
 from turnpike.usage.v1 import audit_service_pb2 as pb
 from usage_service.api.audit_metrics import PrometheusAuditMetrics
@@ -26,7 +27,7 @@ from usage_service.api.audit_servicer import AuditServicer
 from usage_service.api.convert_reports import timestamp_to_proto
 from usage_service.domain.audit import AuditPart, CheckResult, LedgerCheck
 from usage_service.domain.journal import JournalReport
-from usage_service.domain.pricing import TokenCounts
+from usage_service.domain.pricing import Rates, TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, ReportedEvent, UsageSource
 from usage_service.domain.window import RollupRetention, Window
 from usage_service.metering import auditing as auditing_module
@@ -365,6 +366,41 @@ async def test_rejected_and_conflicting_events_leave_no_gap(books: Books) -> Non
     assert await books.wrong() == {}
     await books.damage("DELETE FROM usage_events_rejected WHERE router_sequence = 2")
     assert await books.wrong() == {LedgerCheck.SEQUENCE_GAP: 1}
+
+
+async def test_what_a_router_sends_again_from_a_new_journal_leaves_no_gap(books: Books) -> None:
+    events = [attempt(1), attempt(2)]
+    await books.send(*events)
+
+    # The old journal was damaged after the events were sent and before the answer was noted.
+    assert await books.send(*events, attempt(3), epoch="epoch-2") == [
+        Disposition.DUPLICATE,
+        Disposition.DUPLICATE,
+        Disposition.ACCEPTED,
+    ]
+    await books.send(*events, epoch="epoch-2")
+
+    assert await books.wrong() == {}
+    assert await books.ledger.connection.fetchval("SELECT count(*) FROM usage_events_rejected") == 2
+
+
+async def test_a_repriced_ledger_passes_and_a_lost_correction_is_found(books: Books) -> None:
+    await books.send(*(attempt(sequence) for sequence in range(1, 6)))
+    for input_usd in ("1.1", "1.3"):
+        await books.ledger.pricing.set_price(
+            "groq",
+            "llama-3.3-70b-versatile",
+            Rates(Decimal(input_usd), Decimal("2.2"), cached_read_usd=Decimal("0.3")),
+            effective_at=datetime(2020, 1, 1, tzinfo=UTC),
+            replace=True,
+            source="operator",
+        )
+        await reprice(books.ledger, job_id=uuid4())
+        assert await books.wrong() == {}
+    assert (await books.verify())[LedgerCheck.ADJUSTMENTS].checked == 10
+
+    await books.damage("DELETE FROM usage_cost_adjustments WHERE revision = 1")
+    assert await books.wrong() == {LedgerCheck.ADJUSTMENTS: 5}
 
 
 async def test_what_is_under_way_is_no_gap_until_its_router_says_that_it_was_sent(books: Books) -> None:

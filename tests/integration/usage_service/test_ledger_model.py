@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -16,14 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service_runtime.embedded_postgres import EmbeddedPostgres
+from service_runtime.postgres import Postgres
 from tests.support.ledger import ledger_on
 from tests.support.postgres import dsn_of
 from tests.support.usage_events import OTHER_TENANT, TENANT, event_id_at, reported_event, submission
 from usage_service.domain import histogram
+from usage_service.domain.audit import AuditPart, LedgerCheck
 from usage_service.domain.pricing import TokenCounts
 from usage_service.domain.usage_event import AttemptStatus, Funding, ReportedEvent, UsageSource
+from usage_service.domain.window import Window
 from usage_service.metering.recording import Batch
 from usage_service.storage import events as events_module
+from usage_service.storage.audit import PostgresAudit
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -42,6 +47,13 @@ SUMS = (
     "attempts", "input_tokens", "output_tokens", "cached_read_tokens", "cached_write_tokens", "reasoning_tokens",
     "cost_usd", "provider_cost_usd", "unpriced_attempts", "unpriced_tokens", "latency_count", "latency_sum_ms",
     "first_token_count", "first_token_sum_ms",
+)  # fmt: skip
+ROW = (
+    "id", "tenant_id", "user_id", "provider", "model_name", "endpoint", '"timestamp"', "latency_ms", "input_tokens",
+    "output_tokens", "total_tokens", "estimated_cost_usd", "status", "error_message", "request_id", "attempt",
+    "requested_model", "error_class", "absorbed", "funding", "cached_read_tokens", "cached_write_tokens",
+    "reasoning_tokens", "usage_source", "first_token_ms", "price_id", "pricing_state", "provider_cost_usd", "router_id",
+    "router_epoch", "router_sequence",
 )  # fmt: skip
 
 
@@ -187,13 +199,49 @@ async def check(dsn: str, events: list[ReportedEvent], chance: random.Random, ba
         for each in batches[middle:]:
             await ledger.recorder.record(each)
 
-        rows = await ledger.connection.fetch("SELECT id, total_tokens, estimated_cost_usd FROM model_usage_stats")
-        assert {str(row["id"]): (row["total_tokens"], row["estimated_cost_usd"]) for row in rows} == {
-            event.event_id: (event.tokens.total_tokens, as_decimal(cost_usd(event))) for event in events
+        rows = await ledger.connection.fetch(f"SELECT {', '.join(ROW)} FROM model_usage_stats")
+        prices = {
+            (row["provider"], row["model_name"]): row["id"]
+            for row in await ledger.connection.fetch("SELECT id, provider, model_name FROM model_prices")
+        }
+        assert {str(row["id"]): tuple(row) for row in rows} == {
+            event.event_id: expected_row(event, prices) for event in events
         }
         assert len(rows) == len(events)
         for name, grain in GRAINS.items():
             assert await stored_rollup(ledger.connection, name) == expected_rollup(events, grain)
+        await assert_the_audit_finds_nothing(ledger.postgres, events)
+
+
+async def assert_the_audit_finds_nothing(postgres: Postgres, events: list[ReportedEvent]) -> None:
+    days = Window(
+        bucket_start(NOW, GRAINS["day"]) - timedelta(days=14), bucket_start(NOW, GRAINS["day"]) + GRAINS["day"]
+    )
+    for tenant in (TENANT, OTHER_TENANT):
+        part = AuditPart(UUID(tenant), days, minutes_since=days.start, hours_since=days.start)
+        results = await PostgresAudit(postgres).verify_part(part, most=5)
+        found = {check: result for check, result in results.items() if result.wrong or result.unchecked}
+        # The events share one request, which is no fault of the ledger's.
+        assert set(found) <= {LedgerCheck.FINAL_ATTEMPT}, found
+        assert results[LedgerCheck.COST].checked == sum(event.tenant_id == tenant for event in events)
+
+
+def expected_row(event: ReportedEvent, prices: dict[tuple[str, str], int]) -> tuple[Any, ...]:
+    """What a row must hold of its event, in the order of `ROW`."""
+    cost, tokens = cost_usd(event), event.tokens
+    is_priced = cost is not None and tokens.total_tokens > 0
+    own = prices.get((event.provider, event.model), prices.get((event.provider, "*")))
+    return (
+        UUID(event.event_id), UUID(event.tenant_id), event.user_id, event.provider, event.model, event.endpoint,
+        datetime.fromtimestamp(int(event.event_id.replace("-", "")[:12], 16) / 1000, tz=UTC), event.latency_ms,
+        tokens.input_tokens, tokens.output_tokens, tokens.total_tokens, as_decimal(cost), str(event.status),
+        event.error_message or None, UUID(event.request_id), event.attempt, event.requested_model, event.error_class,
+        event.absorbed, str(event.funding), tokens.cached_read_tokens, tokens.cached_write_tokens,
+        tokens.reasoning_tokens, str(event.usage_source), event.first_token_ms, own if is_priced else None,
+        "priced" if is_priced else "unpriced" if cost is None else "nothing_consumed",
+        Decimal(event.provider_reported_cost_usd) if event.provider_reported_cost_usd else None, "router-1", "",
+        event.sequence,
+    )  # fmt: skip
 
 
 def as_decimal(cost: Fraction | None) -> Decimal | None:

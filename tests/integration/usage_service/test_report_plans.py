@@ -18,7 +18,8 @@ from tests.support.usage_events import TENANT
 from usage_service.domain.report import Grouping, UsageFilter
 from usage_service.domain.steps import Step, StepUnit, steps
 from usage_service.domain.window import Grain, RollupRetention, Tile, Window, answerable, local_days, merged, tiles
-from usage_service.storage import rollups
+from usage_service.storage import records, rollups
+from usage_service.storage.audit_checks import QUERIES
 from usage_service.storage.rollups import PostgresRollups
 
 NOW = datetime(2026, 3, 18, 10, 41, 7, tzinfo=UTC)
@@ -38,7 +39,7 @@ async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
                 f"""INSERT INTO {table}
                     SELECT md5(number::text)::uuid, one.bucket, one.provider, one.model_name, one.status,
                            one.error_class, one.funding, one.absorbed, one.usage_source, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                           1, 1, '{{1}}', 1, 1, '{{1}}'
+                           1, 1, 1, 1, 1, 1
                     FROM generate_series(1, 200) AS number
                     CROSS JOIN LATERAL (SELECT * FROM {table} WHERE tenant_id = $1 LIMIT 100) AS one""",
                 UUID(TENANT),
@@ -169,3 +170,44 @@ async def test_failures_look_at_raw_rows_only_within_the_last_bucket_of_each_kin
     kinds = planned.plan["Actual Rows"]
     assert kinds > 10
     assert sum(raw.values()) <= kinds * 10, raw
+
+
+async def test_a_page_of_records_reads_little_more_than_its_rows(postgres: Postgres) -> None:
+    query = records._QUERIES["newest_records"]
+    last = UUID(int=2**128 - 1)
+    arguments = (UUID(TENANT), MONTH.start, MONTH.end, "", "", None, "", MONTH.end, last, 51)
+    async with postgres.acquire() as connection:
+        text = await connection.fetchval(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {query}", *arguments)
+
+    read = rows_read(json.loads(text)[0]["Plan"])
+    # Merged from the weeks, newest first: of each week but one a row at most is looked at in vain.
+    assert 51 <= sum(read.values()) <= 51 + len(read)
+
+
+async def test_an_audit_reads_its_tenants_days_and_no_others(postgres: Postgres) -> None:
+    days = Window(Grain.DAY.floor(NOW) - timedelta(days=2), Grain.DAY.floor(NOW))
+    span = (UUID(TENANT), days.start, days.end)
+    async with postgres.transaction() as connection:
+        # Here a week is so small that reading all of it is cheaper.
+        await connection.execute("SET LOCAL enable_seqscan = off")
+        rows = await connection.fetchval(
+            'SELECT count(*) FROM model_usage_stats WHERE tenant_id = $1 AND "timestamp" >= $2 AND "timestamp" < $3',
+            *span,
+        )
+        assert rows > 100
+        checks: list[tuple[str, Grain | None]] = [("costs", None), ("rows", None), ("final_attempts", None)]
+        for name, grain in [*checks, *(("rollup", grain) for grain in Grain)]:
+            query = QUERIES[name]
+            if grain is not None:
+                query = query.replace("{rollup}", TABLES[grain]).replace("{width}", f"1 {grain.label}")
+            more = [days.start] if name == "final_attempts" else []
+            text = await connection.fetchval(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {query}", *span, 5, *more)
+
+            read = rows_read(json.loads(text)[0]["Plan"])
+            raw = sum(count for table, count in read.items() if table.startswith("model_usage_stats"))
+            assert raw == rows, name
+            if grain is not None:
+                kept = await connection.fetchval(
+                    f"SELECT count(*) FROM {TABLES[grain]} WHERE tenant_id = $1 AND bucket >= $2 AND bucket < $3", *span
+                )
+                assert read[TABLES[grain]] == kept > 0

@@ -50,7 +50,7 @@ class LedgerInMemory:
         held = self.rows.setdefault(row.event.event_id, row)
         if held is row:
             return Inserted()
-        return AlreadyStored(held.content_hash, held.priced.cost_usd, held.priced.state)
+        return AlreadyStored(held.content_hash, held.priced.cost_usd, held.priced.state, held.router_epoch)
 
 
 @dataclass

@@ -43,7 +43,11 @@ class LedgerInMemory:
 
     def _store(self, row: LedgerRow) -> StoreOutcome:
         held = self.rows.setdefault(str(row.event.event_id), row)
-        return Inserted() if held is row else AlreadyStored(held.content_hash, held.priced.cost_usd, held.priced.state)
+        return (
+            Inserted()
+            if held is row
+            else AlreadyStored(held.content_hash, held.priced.cost_usd, held.priced.state, held.router_epoch)
+        )
 
 
 class QuarantineInMemory:
