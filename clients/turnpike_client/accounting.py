@@ -122,7 +122,10 @@ class ErrorSummary:
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
-    """One attempt at a provider, as it is reported. `event_id` is a UUIDv7: its millisecond is the usage time."""
+    """One attempt at a provider, as it is reported. `event_id` is a UUIDv7: its millisecond is the usage time.
+
+    `decision` is the JSON that the router kept of how it ranked the candidates; empty when it kept none.
+    """
 
     event_id: str
     tenant_id: str
@@ -145,6 +148,7 @@ class UsageEvent:
     provider_reported_cost_usd: Decimal | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     task_type: str = ""
+    decision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

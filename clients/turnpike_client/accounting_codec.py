@@ -90,6 +90,7 @@ def event_to_proto(event: UsageEvent) -> usage_event_pb2.UsageEvent:
         provider_reported_cost_usd="" if cost is None else f"{cost:f}",
         labels=event.labels,
         task_type=event.task_type,
+        decision=event.decision,
     )
 
 
@@ -118,6 +119,7 @@ def event_from_proto(message: usage_event_pb2.UsageEvent) -> UsageEvent:
         provider_reported_cost_usd=money(message.provider_reported_cost_usd),
         labels=dict(message.labels),
         task_type=message.task_type,
+        decision=message.decision,
     )
 
 

@@ -17,6 +17,7 @@ from turnpike_client.accounting import (
     UsageReport,
     UsageStats,
 )
+from turnpike_client.cli.decision import difference, left_out, ranking
 from turnpike_client.cli.options import (
     json_option,
     report_filter,
@@ -104,6 +105,7 @@ def cost(summary: CostSummary) -> str:
 @report_filter
 @click.option("--request", "request_id", default="", metavar="UUID", help="Only the attempts of this request.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many to show.")
+@click.option("--why", is_flag=True, help="Show instead how each attempt's provider was chosen.")
 @json_option
 @pass_session
 def records(
@@ -115,6 +117,7 @@ def records(
     only: UsageFilter,
     request_id: str,
     limit: int,
+    why: bool,
     as_json: bool,
 ) -> None:
     """List single attempts, newest first."""
@@ -135,8 +138,18 @@ def records(
     if as_json:
         print_json(found)
         return
+    if why:
+        columns = ["time", "request", "attempt>", "provider", "ranking", "first before second by", "left out"]
+        print_table(columns, [_decision_row(record) for record in found], empty="no records")
+        return
     columns = ["time", "request", "attempt>", "provider", "model", "status", "error", "in>", "out>", "cost>"]
     print_table([*columns, "latency>"], [_record_row(record) for record in found], empty="no records")
+
+
+def _decision_row(record: UsageRecord) -> tuple[str, ...]:
+    event = record.event
+    told = (ranking(event.decision), difference(event.decision), left_out(event.decision))
+    return (moment(record.used_at), event.request_id, str(event.attempt), event.provider, *told)
 
 
 def _record_row(record: UsageRecord) -> tuple[str, ...]:

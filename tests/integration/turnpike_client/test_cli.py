@@ -301,6 +301,7 @@ READS = [
     ("tenants", "list"),
     ("usage", "--tenant", TENANT),
     ("records", "--tenant", TENANT),
+    ("records", "--tenant", TENANT, "--why"),
     ("costs", "--tenant", TENANT),
     ("errors", "--tenant", TENANT),
     ("series", "--tenant", TENANT),
