@@ -66,6 +66,8 @@ class Pricing:
         self._now = now
         self._seen_within = seen_within
         self._book = PriceBook()
+        self._refreshes_begun = 0
+        self._book_of_turn = 0
         self._is_loaded = False
         self._without_price: set[tuple[str, str]] = set()
 
@@ -75,8 +77,15 @@ class Pricing:
         return self._book
 
     async def refresh(self) -> None:
-        """Read the price book anew. Raises `ServiceError` UNAVAILABLE; the last snapshot then stays."""
-        self._book = PriceBook.of(await self._store.load())
+        """Read the price book anew. Raises `ServiceError` UNAVAILABLE; the last snapshot then stays.
+
+        Reads overlap, and one that began earlier may end later: it does not put its older snapshot over a newer one.
+        """
+        self._refreshes_begun += 1
+        turn = self._refreshes_begun
+        book = PriceBook.of(await self._store.load())
+        if turn > self._book_of_turn:
+            self._book_of_turn, self._book = turn, book
         self._is_loaded = True
 
     async def book_for(self, uses: Iterable[ModelUse]) -> PriceBook:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from tests.support.prices import EARLY, PublishedPrices, StoredPrices, price_of
-from usage_service.domain.pricing import Rates, TokenCounts
+from usage_service.domain.pricing import Price, Rates, TokenCounts
 from usage_service.metering.pricing import ModelUse, Pricing
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -115,3 +116,31 @@ async def test_a_newer_edition_of_the_vendors_prices_holds_from_now_on() -> None
     assert before is not None
     assert after is not None
     assert (before.rates, after.rates, after.source) == (CHEAP, DEAR, "list 2.0")
+
+
+async def test_a_slow_read_of_the_book_does_not_undo_a_price_that_was_set_meanwhile() -> None:
+    class SlowFirstRead(StoredPrices):
+        def __init__(self) -> None:
+            super().__init__()
+            self.goes_on = asyncio.Event()
+            self.reads = 0
+
+        async def load(self) -> list[Price]:
+            self.reads += 1
+            found = await super().load()
+            if self.reads == 1:
+                await self.goes_on.wait()
+            return found
+
+    store = SlowFirstRead()
+    finder = Pricing(store=store, vendors=PublishedPrices(), now=lambda: NOW)
+    slow = asyncio.create_task(finder.refresh())
+    await asyncio.sleep(0)
+
+    await finder.set_price("openrouter", "acme/new", DEAR, effective_at=EARLY, replace=False, source="operator")
+    store.goes_on.set()
+    await slow
+
+    found = finder.book.find("openrouter", "acme/new", NOW)
+    assert found is not None
+    assert found.rates == DEAR
