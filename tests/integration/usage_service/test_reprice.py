@@ -264,6 +264,27 @@ async def test_ingest_prices_and_runs_at_once_leave_exact_books_without_a_deadlo
         await assert_rollups_recount_the_rows(ledger.connection)
 
 
+async def test_of_two_runs_that_meet_at_a_row_one_corrects_it_and_the_other_finds_it_right(
+    ledger_database: str,
+) -> None:
+    async with ledger_on(ledger_database) as ledger:
+        await record(ledger, reported_event(NOW))
+        await set_llama(ledger, "1")
+        blocking = ledger.connection.transaction()
+        await blocking.start()
+        await ledger.connection.execute("SELECT FROM usage_rollup_day FOR UPDATE")
+
+        runs = [asyncio.create_task(reprice(ledger, job_id=uuid4())) for _ in range(2)]
+        while await ledger.connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 2:
+            await asyncio.sleep(0.01)
+        await blocking.rollback()
+        changed = [summary.changed_rows for summary in await asyncio.gather(*runs)]
+
+        assert sorted(changed) == [0, 1]
+        assert await ledger.connection.fetchval("SELECT count(*) FROM usage_cost_adjustments") == 1
+        await assert_rollups_recount_the_rows(ledger.connection)
+
+
 @pytest.mark.parametrize("blocked", GRAINS)
 async def test_a_correction_takes_its_locks_in_the_order_of_ingest(ledger_database: str, blocked: str) -> None:
     """With one rollup held by somebody else, both wait for it while they hold the same others."""
