@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +59,7 @@ class Plan:
     brown_out_requests: int = 1000
     brown_out_per_s: float = 50.0
     refusals: int = 300
+    failures_per_s: float = FLOOD_PER_S
 
 
 SMOKE: Final = Plan(rounds=1, round_s=1.0, brown_out_requests=100, refusals=30)
@@ -187,7 +188,7 @@ def isolation(site: Site, plan: Plan) -> Sequence[Round]:
         before = len(site.providers[0].served)
         for with_flood in (False, True) if number % 2 == 0 else (True, False):
             if with_flood:
-                with _flooding(site.router, tenant_a, plan.round_s + 1.0) as process:
+                with _flooding(site.router, tenant_a, plan) as process:
                     time.sleep(0.5)
                     halves[True] = _of_b(site, tenant_b, plan)
                     flood = json.loads(process.communicate(timeout=60)[0])
@@ -203,8 +204,9 @@ def _of_b(site: Site, tenant: str, plan: Plan) -> Calls:
 
 
 @contextmanager
-def _flooding(router: str, tenant: str, seconds: float) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.bench.isolation", "--flood", router, tenant, str(seconds)]
+def _flooding(router: str, tenant: str, plan: Plan) -> Iterator[subprocess.Popen[str]]:
+    amounts = [str(plan.failures_per_s), str(plan.round_s + 1.0)]
+    command = [sys.executable, "-m", "tests.bench.isolation", "--flood", router, tenant, *amounts]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -215,10 +217,10 @@ def _flooding(router: str, tenant: str, seconds: float) -> Iterator[subprocess.P
         process.wait()
 
 
-def _flood(router: str, tenant: str, seconds: float) -> None:
+def _flood(router: str, tenant: str, per_s: float, seconds: float) -> None:
     """The body of the flooding process: prints what came of it."""
     started = time.monotonic()
-    calls = uvloop.run(load(router, tenant, count=int(seconds * FLOOD_PER_S), per_s=FLOOD_PER_S))
+    calls = uvloop.run(load(router, tenant, count=int(seconds * per_s), per_s=per_s))
     print(json.dumps({"failed": calls.failed, "served": calls.served, "seconds": time.monotonic() - started}))
 
 
@@ -277,15 +279,17 @@ def main() -> None:
         prog="python -m tests.bench.isolation", description="Measure failover and isolation."
     )
     parser.add_argument("--smoke", action="store_true", help="a short run that only shows that it works")
-    parser.add_argument("--flood", nargs=3, metavar=("ROUTER", "TENANT", "SECONDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--failures-per-s", type=float, default=FLOOD_PER_S, help="of tenant A; default: %(default)s")
+    parser.add_argument("--flood", nargs=4, metavar=("ROUTER", "TENANT", "PER_S", "SECONDS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.flood:
-        router, tenant, seconds = options.flood
-        _flood(router, tenant, float(seconds))
+        router, tenant, per_s, seconds = options.flood
+        _flood(router, tenant, float(per_s), float(seconds))
         return
+    plan = replace(SMOKE if options.smoke else Plan(), failures_per_s=options.failures_per_s)
     conditions = machine()
     with running_site() as site:
-        found = figures(site, SMOKE if options.smoke else Plan())
+        found = figures(site, plan)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     print_figures(console, found, f"{conditions}; B and A alternate, medians of the rounds; loads share the machine")
 
