@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from router_service.usage.encode import with_one_outcome
+from router_service.usage.raw_records import records, split
+from router_service.usage.write_ahead_log import committed_pages
 from service_runtime.faults import CrashPoint, crash_point
 
 FILE_NAME = "journal.sqlite"
+PAGE_BYTES = 4096  # SQLite's default, which this file is always made with
+_MAGIC = b"SQLite format 3\0"
 SCHEMA_VERSION = 2
 _FRESH_NAME = "fresh.sqlite"
 
@@ -72,6 +76,8 @@ def open_journal(
     path = directory / FILE_NAME
     aside, salvaged = None, _Salvage()
     fresh = directory / _FRESH_NAME
+    if not path.exists() and not fresh.exists() and Path(f"{path}-wal").exists():
+        path.touch()  # its log may hold all there is, and is salvaged like that of a damaged file
     if not path.exists() and fresh.exists():
         # A router died after it had taken everything over, and before the new file took the old one's place.
         aside = _set_aside(directory, now_s)
@@ -166,17 +172,38 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether the file is a whole journal of a version that this code knows. An empty file counts as a fresh one."""
+    """Whether the file is a whole journal of a version that this code knows. An empty file counts as a fresh one,
+    unless it has a log, which SQLite would delete.
+    """
+    with path.open("rb") as file:
+        begins_well = file.read(len(_MAGIC)) == _MAGIC
+    if not begins_well:
+        log = Path(f"{path}-wal")
+        return path.stat().st_size == 0 and not (log.exists() and log.stat().st_size)
     try:
         with closing(_connect(path)) as connection:
             if not _has_schema(connection):
                 return True
+            if not _tables(connection) <= _known_tables():
+                return False
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
             epoch = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
     except (sqlite3.Error, OSError):
         return False
     return verdict == "ok" and row is not None and row[0] in _READABLE_VERSIONS and epoch is not None
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    """How the tables were made, without differences of white space."""
+    rows = connection.execute("SELECT CAST(sql AS BLOB) FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+    return {" ".join((sql or b"").decode(errors="replace").split()) for (sql,) in rows}
+
+
+def _known_tables() -> set[str]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        return _tables(connection)
 
 
 class _Salvage:
@@ -190,10 +217,31 @@ class _Salvage:
 
 def _salvage(path: Path) -> _Salvage:
     saved = _Salvage()
+    content, log = path.read_bytes(), Path(f"{path}-wal")
+    pages = split(content, PAGE_BYTES)
+    if log.exists():
+        pages |= committed_pages(log.read_bytes(), page_bytes=PAGE_BYTES)
+    if content.startswith(_MAGIC):
+        _salvage_rows(path, saved)
+    # What SQLite does not find any more is looked for page by page.
+    known = {event_id for event_id, _ in (*saved.outbox, *saved.opened)}
+    for record in records(pages):
+        if record.event_id not in known or record.is_settled:
+            known.add(record.event_id)
+            (saved.outbox if record.is_settled else saved.opened).append((record.event_id, record.payload))
+    # Of one attempt its end goes before its beginning, and either is taken once.
+    saved.outbox = list({event_id: (event_id, payload) for event_id, payload in reversed(saved.outbox)}.values())[::-1]
+    settled = {event_id for event_id, _ in saved.outbox}
+    saved.opened = [row for row in dict.fromkeys(saved.opened) if row[0] not in settled]
+    return saved
+
+
+def _salvage_rows(path: Path, saved: _Salvage) -> None:
+    """What SQLite itself can still read."""
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error:
-        return saved
+        return
     with closing(connection):
         # What was held goes to the ledger as it is: with the estimate.
         tables = [("opened", saved.opened), ("outbox", saved.outbox)]
@@ -209,7 +257,6 @@ def _salvage(path: Path) -> _Salvage:
                     target.append((event_id, payload))
                 else:
                     saved.unreadable += 1
-    return saved
 
 
 Row = tuple[object, object, object]

@@ -71,6 +71,15 @@ def mend(log: bytes, *, page_bytes: int) -> MendedLog | None:
     return MendedLog(_written(header, sound), lost)
 
 
+def committed_pages(log: bytes, *, page_bytes: int) -> dict[int, bytes]:
+    """The latest content of each page, by its number, in the sound frames up to the last commit."""
+    if len(log) < _HEADER_BYTES + _FRAME_HEADER_BYTES or not any(log[:_HEADER_BYTES]):
+        return {}
+    frames = _frames(log, _header(log, page_bytes))
+    end = max((index + 1 for index, frame in enumerate(frames) if frame.is_sound and frame.ends_commit), default=0)
+    return {int.from_bytes(frame.position[:4], "big"): frame.page for frame in frames[:end] if frame.is_sound}
+
+
 def _header(log: bytes, page_bytes: int) -> _Header:
     magic, version, stated_page_bytes, sequence = struct.unpack(">4I", log[:16])
     first, second = struct.unpack(">2I", log[24:32])
