@@ -128,6 +128,10 @@ fuzz: $(VENV)/.fuzz ## opt-in: fuzz what reads a provider's bytes: SECONDS_PER_T
 bench: $(VENV)/.dev ## measure, and print the figures
 	$(BIN)/python -m tests.bench
 
+.PHONY: bench-journal
+bench-journal: $(VENV)/.dev ## what the journal costs, how a backlog of a million drains, memory in an outage; ten minutes and more
+	$(BIN)/python -m tests.bench.journal --backlog 1000000 --outage-s 600
+
 .PHONY: bench-smoke
 bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
 	$(BIN)/python -m tests.bench --smoke
