@@ -1,4 +1,4 @@
-"""A full disk refuses to grow a file, and takes it again once it is healed; both ways of having one, in a process each."""
+"""A full disk refuses to grow a file, and takes it again once it is healed: both ways of having one, each in a process.
 
 from __future__ import annotations
 
