@@ -30,7 +30,9 @@ WITH counted AS (
     FROM model_usage_stats
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ), kept AS (
-    SELECT *, (SELECT coalesce(sum(n), 0) FROM unnest(latency_histogram) AS n) AS in_histogram
+    -- The counts are the digits in base 10^12, and a number leaves the remainder of its digits' sum.
+    SELECT *, mod(latency_histogram, 999999999999) AS in_histogram,
+           mod(first_token_histogram, 999999999999) AS in_first_token_histogram
     FROM usage_rollup_{grain}
 )
 SELECT '{grain} rollup of ' || concat_ws(' ', tenant_id, bucket, provider, model_name, status, error_class, funding,
@@ -43,12 +45,12 @@ USING (tenant_id, bucket, provider, model_name, status, error_class, funding, ab
 WHERE (counted.attempts, counted.input_tokens, counted.output_tokens, counted.cached_read_tokens,
        counted.cached_write_tokens, counted.reasoning_tokens, counted.cost_usd, counted.unpriced_attempts,
        counted.latency_count, counted.latency_sum_ms, counted.latency_count, counted.first_token_count,
-       counted.first_token_sum_ms)
+       counted.first_token_sum_ms, counted.first_token_count)
       IS DISTINCT FROM
       (kept.attempts, kept.input_tokens, kept.output_tokens, kept.cached_read_tokens,
        kept.cached_write_tokens, kept.reasoning_tokens, kept.cost_usd, kept.unpriced_attempts,
        kept.latency_count, kept.latency_sum_ms, kept.in_histogram, kept.first_token_count,
-       kept.first_token_sum_ms)
+       kept.first_token_sum_ms, kept.in_first_token_histogram)
 ORDER BY 1
 """
 

@@ -1,4 +1,4 @@
-"""A full disk refuses to grow a file, and takes it again once it is healed: both ways of having one, each in a process.
+"""A full disk takes nothing until it is healed: both ways of having one, each in a process of its own."""
 
 from __future__ import annotations
 
