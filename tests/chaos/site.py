@@ -19,7 +19,7 @@ from tests.chaos.postgres import socket_of
 from tests.chaos.processes import ChaosFailed, Program
 from tests.support.provider_server import ProviderProcess
 from tests.support.stack import free_port
-from turnpike_client import InferenceConfig, RouterClient, TurnpikeError, Unavailable
+from turnpike_client import InferenceConfig, RouterClient, TurnpikeError, Unavailable, UsageClient
 
 _METRICS_OFFSET = 1000
 _TENANTS = 5
@@ -76,6 +76,7 @@ class Site:
     sabotage: str = ""
     programs: dict[str, Program] = field(default_factory=dict)
     router_ports: dict[str, int] = field(default_factory=dict)
+    usage_port: int = field(default_factory=free_port)
     tenants: list[str] = field(default_factory=list)
     client_number: int = 0
     _provider: ProviderProcess | None = None
@@ -119,14 +120,13 @@ class Site:
             raise ChaosFailed(f"Postgres does not start:\n{self.programs['postgres'].tail()}")
         self._provider = ProviderProcess(self.directory, module="tests.chaos.provider").__enter__()
         provider = self._provider.base_url.removeprefix("http://").removesuffix("/v1")
-        usage_port = free_port()
         database = socket_of(self.postgres_directory)
         self._proxy = Proxy(
             dict.fromkeys(plan.PROVIDER_LINKS, provider)
-            | dict.fromkeys(plan.USAGE_LINKS, f"127.0.0.1:{usage_port}")
+            | dict.fromkeys(plan.USAGE_LINKS, f"127.0.0.1:{self.usage_port}")
             | dict.fromkeys(plan.POSTGRES_LINKS, database)
         )
-        self._add_usage(usage_port)
+        self._add_usage()
         for router, usage_link in zip(plan.ROUTERS, plan.USAGE_LINKS, strict=True):
             self._add_router(router, usage_link)
         for name in plan.SERVICES:
@@ -164,6 +164,17 @@ class Site:
         """Change a tenant's configuration, through any router that answers."""
         await self._administer(lambda client: client.tenants.update(tenant_id, preferred_provider=preferred))
 
+    async def audit(self) -> list[str]:
+        """What the ledger finds wrong with itself: VerifyLedger must come to the checker's verdict."""
+        async with UsageClient(f"127.0.0.1:{self.usage_port}") as client:
+            audit = await client.verify()
+        return [
+            f"the ledger's own audit: {result.check} wrong {result.wrong}, unchecked {len(result.unchecked)}: "
+            + "; ".join(map(str, result.discrepancies[:3]))
+            for result in audit.results
+            if not result.is_right
+        ]
+
     async def stop(self) -> None:
         """End whatever still runs, however the run went."""
         for name, program in reversed(self.programs.items()):
@@ -176,11 +187,11 @@ class Site:
         if self._provider is not None:
             self._provider.__exit__()
 
-    def _add_usage(self, port: int) -> None:
+    def _add_usage(self) -> None:
         environment = {
             "TURNPIKE_DATA_DIR": str(self.directory / "usage"),
             "TURNPIKE_DATABASE_URL": self._database("postgres-usage"),
-            "USAGE_PORT": str(port),
+            "USAGE_PORT": str(self.usage_port),
             **self._sabotage(),
         }
         self.programs["usage"] = Program("usage", "usage_service", directory=self.directory, environment=environment)

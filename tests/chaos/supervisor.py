@@ -153,6 +153,7 @@ async def _end(site: Site, outcome: Outcome) -> None:
         if code != _STOPPED_BY_SIGTERM:
             outcome.violations.append(f"{name} ended with exit code {code}:\n{site.programs[name].tail()}")
     await _settled(site, outcome)
+    outcome.violations += await site.audit()
     for name in (*plan.ROUTERS, "usage"):
         code = await site.programs[name].stop()
         outcome.faults.exit_codes[name, code] += 1
