@@ -140,6 +140,10 @@ bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives n
 bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplification, another tenant's latency, refusals
 	$(BIN)/python -m tests.bench.isolation
 
+.PHONY: bench-ledger
+bench-ledger: $(VENV)/.dev ## measure the ledger: ingest, a million events replayed, 10 million rows; half an hour
+	$(BIN)/python -m tests.bench.ledger
+
 .PHONY: lock
 lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
@@ -150,4 +154,4 @@ lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 
 .PHONY: clean
 clean: ## remove what the targets made; the data directory stays
-	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* bench-results.json
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* bench-results.json bench-ledger-results.json

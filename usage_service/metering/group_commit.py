@@ -27,13 +27,18 @@ class _Waiting:
 class GroupedLedger:
     """A `metering.ports.Ledger` over another one, which sees at most `writers` calls at once, of up to `max_rows` rows.
 
-    It adds no wait: a writer that is free takes whatever is there.
+    It adds no wait: a writer that is free takes whatever is there. But while one writes, another begins only once a
+    whole group waits: two with half of the rows each cost the database a quarter more than one with all of them.
     """
 
     ledger: Ledger
     writers: int = 2
     max_rows: int = 4_000  # a tenth to a quarter of a second of the database's time; a statement has five seconds
     _queue: deque[_Waiting] = field(default_factory=deque)
+    _waiting_rows: int = 0
+    # Writers that will still look into the queue. Not the number of tasks: one that has found the queue empty is among
+    # those until the loop comes round, and whoever came meanwhile would wait for ever.
+    _writing: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def store(self, rows: Sequence[LedgerRow]) -> Sequence[StoreOutcome]:
@@ -45,7 +50,9 @@ class GroupedLedger:
             return []
         waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        if len(self._tasks) < self.writers:
+        self._waiting_rows += len(rows)
+        if self._writing == 0 or (self._waiting_rows >= self.max_rows and self._writing < self.writers):
+            self._writing += 1
             # A task of its own: a caller that leaves must not take the others' transaction with it.
             task = asyncio.create_task(self._write(), name="ledger writer")
             self._tasks.add(task)
@@ -53,12 +60,15 @@ class GroupedLedger:
         return await waiting.outcomes
 
     async def _write(self) -> None:
-        while group := self._next_group():
-            try:
-                await self._store(group)
-            finally:
-                for each in group:
-                    each.outcomes.cancel()  # does nothing to those that have their answer
+        try:
+            while group := self._next_group():
+                try:
+                    await self._store(group)
+                finally:
+                    for each in group:
+                        each.outcomes.cancel()  # does nothing to those that have their answer
+        finally:
+            self._writing -= 1
 
     def _next_group(self) -> list[_Waiting]:
         """The longest waiting batches that may share a transaction: few enough, and no event id twice."""
@@ -73,6 +83,7 @@ class GroupedLedger:
                 ids |= its_ids
                 group.append(first)
             self._queue.popleft()
+            self._waiting_rows -= len(first.rows)
         return group
 
     async def _store(self, group: Sequence[_Waiting]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,85 +10,27 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
-import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service_runtime.ids import uuid7
-from service_runtime.process import Lifecycle
 from tests.support.ledger import ledger_on
+from tests.support.usage_app import TENANT, an_event, running_app
 from turnpike.usage.v1 import (
     pricing_service_pb2,
     pricing_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
-    token_usage_pb2,
-    usage_event_pb2,
     usage_service_pb2,
     usage_service_pb2_grpc,
 )
-from usage_service.app import serve
 from usage_service.domain.window import RollupRetention
-from usage_service.settings import UsageSettings
 from usage_service.storage.maintenance import Maintenance
-
-TENANT = str(uuid.uuid4())
-
-
-class Started(Lifecycle):
-    """A lifecycle that tells a test where the service listens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def ready(self, address: str = "", hint: str = "") -> None:
-        super().ready(address, hint)
-        self.address.set_result(address)
 
 
 @pytest.fixture
 async def channel(empty_database: str, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    settings = UsageSettings.model_validate(
-        {"database_url": empty_database, "port": 0, "data_dir": tmp_path, "log_level": "error"}
-    )
-    lifecycle = Started()
-    service = asyncio.create_task(serve(settings, lifecycle))
-    # A service that cannot start ends; the test then shows why instead of waiting for the address.
-    service.add_done_callback(lambda _: lifecycle.address.cancel())
-    try:
-        address = await lifecycle.address
-    except asyncio.CancelledError:
-        await service
-        raise
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with running_app(empty_database, tmp_path) as channel:
         yield channel
-    lifecycle.request_stop()
-    await service
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    structlog.reset_defaults()
-
-
-def an_event() -> usage_event_pb2.UsageEvent:
-    event = usage_event_pb2.UsageEvent(
-        event_id=str(uuid7()),
-        tenant_id=TENANT,
-        request_id=str(uuid7()),
-        attempt=1,
-        provider="groq",
-        model="llama-3.3-70b-versatile",
-        status=usage_event_pb2.USAGE_STATUS_SUCCESS,
-        token_usage=token_usage_pb2.TokenUsage(input_tokens=1_000, output_tokens=500),
-        usage_source=token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER,
-        funding=token_usage_pb2.FUNDING_TENANT_KEY,
-        labels={"team": "search"},
-        task_type="chat",
-        sequence=1,
-    )
-    event.latency.FromMilliseconds(400)
-    return event
 
 
 async def test_what_is_recorded_is_seen_by_every_service(channel: grpc.aio.Channel) -> None:

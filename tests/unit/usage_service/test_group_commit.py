@@ -89,19 +89,21 @@ async def test_a_group_stays_within_its_rows_and_a_large_batch_goes_alone() -> N
     assert below.calls == [5, 1, 9, 1]
 
 
-async def test_no_more_writers_work_at_once_than_are_wanted() -> None:
+async def test_a_second_writer_begins_once_a_whole_group_waits_and_a_third_never() -> None:
     below = GatedLedger()
-    ledger = GroupedLedger(below, writers=2)
+    ledger = GroupedLedger(below, writers=2, max_rows=3)
 
     tasks = []
-    for _ in range(5):
+    for _ in range(9):
         tasks.append(begin(ledger, rows(1)))
         await settle()
+    writing = list(below.calls)
     below.open.set()
     await asyncio.gather(*tasks)
 
+    assert writing == [1, 3]
     assert below.most_writing == 2
-    assert below.calls == [1, 1, 3]
+    assert sum(below.calls) == 9
 
 
 async def test_batches_with_the_same_event_follow_each_other() -> None:
@@ -169,3 +171,19 @@ async def test_nothing_to_store_asks_nobody() -> None:
 
     assert list(await GroupedLedger(below).store([])) == []
     assert below.calls == []
+
+
+async def test_a_batch_that_comes_as_the_last_writer_ends_is_written() -> None:
+    below = GatedLedger()
+    below.open.set()
+    ledger = GroupedLedger(below, writers=1)
+
+    async def one_after_the_other() -> None:
+        # The second begins in the very turn of the loop in which the first is answered and its writer ends.
+        await ledger.store(rows(1))
+        await ledger.store(rows(1))
+
+    async with asyncio.timeout(5):
+        await one_after_the_other()
+
+    assert below.calls == [1, 1]
