@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnpike.usage.v1 import usage_event_pb2, usage_service_pb2
 from turnpike_client.wire import to_timestamp
 
-if TYPE_CHECKING:
-    from turnpike_client.testing.ledger import FakeLedger
+Events = list[usage_event_pb2.UsageEvent]
+Key = TypeVar("Key", bound=Hashable)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {
@@ -21,6 +23,23 @@ _UNITS = {
     usage_service_pb2.TIME_STEP_HOUR: timedelta(hours=1),
     usage_service_pb2.TIME_STEP_DAY: timedelta(days=1),
 }
+
+
+def grouped(
+    events: Iterable[usage_event_pb2.UsageEvent], key: Callable[[usage_event_pb2.UsageEvent], Key]
+) -> dict[Key, Events]:
+    """The events by what `key` says of each."""
+    groups: dict[Key, Events] = defaultdict(list)
+    for event in events:
+        groups[key(event)].append(event)
+    return groups
+
+
+def used_at(event: usage_event_pb2.UsageEvent) -> Timestamp:
+    """The usage time: the millisecond in the event's id."""
+    stamp = Timestamp()
+    stamp.FromMilliseconds(uuid.UUID(event.event_id).int >> 80)
+    return stamp
 
 
 def names(event: usage_event_pb2.UsageEvent, grouping: int) -> tuple[str, str]:
@@ -32,18 +51,18 @@ def names(event: usage_event_pb2.UsageEvent, grouping: int) -> tuple[str, str]:
 
 
 def points(
-    ledger: FakeLedger,
-    events: list[usage_event_pb2.UsageEvent],
+    events: Events,
     request: usage_service_pb2.QueryUsageTimeSeriesRequest,
+    usage_of: Callable[[Events, str, str], usage_service_pb2.UsageStats],
 ) -> list[usage_service_pb2.UsagePoint]:
-    """A point for each step and group that used something; days are those of UTC."""
+    """A point for each step and group that used something, summed up by `usage_of`; days are those of UTC."""
     grouping = request.grouping or usage_service_pb2.USAGE_GROUPING_NONE
     length = _UNITS.get(request.step, timedelta(hours=1)) * (request.step_count or 1)
     found = []
     for (start, provider, model), members in sorted(
-        ledger.grouped(events, lambda event: (_floor(ledger.used_at(event), length), *names(event, grouping))).items()
+        grouped(events, lambda event: (_floor(used_at(event).ToDatetime(UTC), length), *names(event, grouping))).items()
     ):
-        usage = ledger.stats(members, provider, model)
+        usage = usage_of(members, provider, model)
         found.append(
             usage_service_pb2.UsagePoint(
                 start_time=to_timestamp(start), end_time=to_timestamp(start + length), usage=usage

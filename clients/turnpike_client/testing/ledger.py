@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,17 +20,10 @@ from turnpike.usage.v1 import (
     usage_service_pb2_grpc,
 )
 from turnpike_client.enums import RecordDisposition, to_wire
-from turnpike_client.testing.charts import distribution, names, points, window
+from turnpike_client.testing.charts import distribution, grouped, names, points, used_at, window
 from turnpike_client.testing.pages import page_of
 from turnpike_client.testing.pricing import FakePricing
 from turnpike_client.wire import to_timestamp
-
-
-def _grouped(events: Iterable[usage_event_pb2.UsageEvent], key: Any) -> dict[Any, list[usage_event_pb2.UsageEvent]]:
-    groups: dict[Any, list[usage_event_pb2.UsageEvent]] = defaultdict(list)
-    for event in events:
-        groups[key(event)].append(event)
-    return groups
 
 
 class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
@@ -88,7 +79,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
     ) -> usage_service_pb2.GetTenantUsageStatsResponse:
         self.requests.append(request)
         events = self._of(request.tenant_id)
-        groups = _grouped(events, lambda event: (event.provider, event.model))
+        groups = grouped(events, lambda event: (event.provider, event.model))
         stats = [self.stats(members, *key) for key, members in groups.items()]
         return usage_service_pb2.GetTenantUsageStatsResponse(
             stats=sorted(stats, key=lambda entry: -entry.requests), total=self.stats(events, "", ""), **window(request)
@@ -98,7 +89,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self, request: usage_service_pb2.QueryUsageTimeSeriesRequest, context: Any
     ) -> usage_service_pb2.QueryUsageTimeSeriesResponse:
         self.requests.append(request)
-        page, token = page_of(points(self, self._of(request.tenant_id), request), request)
+        page, token = page_of(points(self._of(request.tenant_id), request, self.stats), request)
         return usage_service_pb2.QueryUsageTimeSeriesResponse(points=page, next_page_token=token, **window(request))
 
     async def GetLatencyDistribution(
@@ -107,7 +98,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self.requests.append(request)
         events = self._of(request.tenant_id)
         grouping = request.grouping or usage_service_pb2.USAGE_GROUPING_MODEL
-        groups = self.grouped(events, lambda event: names(event, grouping))
+        groups = grouped(events, lambda event: names(event, grouping))
         page, token = page_of([distribution(members, *key) for key, members in groups.items()], request)
         return usage_service_pb2.GetLatencyDistributionResponse(
             distributions=page, total=distribution(events, "", ""), next_page_token=token, **window(request)
@@ -117,7 +108,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
         self, request: usage_service_pb2.ListDailyCostsRequest, context: Any
     ) -> usage_service_pb2.ListDailyCostsResponse:
         self.requests.append(request)
-        groups = _grouped(self._of(request.tenant_id), lambda event: (_day(event), event.provider))
+        groups = grouped(self._of(request.tenant_id), lambda event: (_day(event), event.provider))
         costs = [
             usage_service_pb2.DailyCost(
                 date=day,
@@ -136,7 +127,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
     ) -> usage_service_pb2.ListErrorsResponse:
         self.requests.append(request)
         failed = [e for e in self._of(request.tenant_id) if e.status != usage_event_pb2.USAGE_STATUS_SUCCESS]
-        groups = _grouped(failed, lambda event: (event.provider, event.model, event.status, event.error_class))
+        groups = grouped(failed, lambda event: (event.provider, event.model, event.status, event.error_class))
         errors = [
             usage_service_pb2.ErrorSummary(
                 provider=provider,
@@ -145,8 +136,8 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
                 error_class=error_class,
                 occurrences=len(members),
                 absorbed=sum(event.absorbed for event in members),
-                first_seen_time=min((_time(event) for event in members), key=Timestamp.ToNanoseconds),
-                last_seen_time=max((_time(event) for event in members), key=Timestamp.ToNanoseconds),
+                first_seen_time=min((used_at(event) for event in members), key=Timestamp.ToNanoseconds),
+                last_seen_time=max((used_at(event) for event in members), key=Timestamp.ToNanoseconds),
                 cost=self._cost(members),
                 sample_message=members[0].error_message,
             )
@@ -166,8 +157,8 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             records.append(
                 usage_service_pb2.UsageRecord(
                     event=event,
-                    usage_time=_time(event),
-                    ingest_time=_time(event),
+                    usage_time=used_at(event),
+                    ingest_time=used_at(event),
                     cost_usd=quote.cost_usd,
                     pricing_state=quote.pricing_state,
                     price_id=quote.price.price_id,
@@ -191,7 +182,7 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
             groups = (
                 {}
                 if grouping == usage_service_pb2.USAGE_GROUPING_NONE
-                else _grouped(events, lambda event: names(event, grouping))
+                else grouped(events, lambda event: names(event, grouping))
             )
             now = datetime.now(UTC)
             yield usage_service_pb2.WatchUsageResponse(
@@ -205,13 +196,6 @@ class FakeLedger(usage_service_pb2_grpc.UsageServiceServicer):
     async def _until_more_than(self, events: int) -> None:
         async with self._recorded:
             await self._recorded.wait_for(lambda: len(self.events) > events)
-
-    grouped = staticmethod(_grouped)
-
-    @staticmethod
-    def used_at(event: usage_event_pb2.UsageEvent) -> datetime:
-        """The usage time."""
-        return _time(event).ToDatetime(UTC)
 
     def _of(self, tenant_id: str) -> list[usage_event_pb2.UsageEvent]:
         return [event for event in self.events.values() if event.tenant_id == tenant_id]
@@ -282,12 +266,5 @@ def _total(event: usage_event_pb2.UsageEvent) -> int:
     )
 
 
-def _time(event: usage_event_pb2.UsageEvent) -> Timestamp:
-    """The usage time: the millisecond in the event's id."""
-    stamp = Timestamp()
-    stamp.FromMilliseconds(uuid.UUID(event.event_id).int >> 80)
-    return stamp
-
-
 def _day(event: usage_event_pb2.UsageEvent) -> str:
-    return _time(event).ToDatetime(UTC).date().isoformat()
+    return used_at(event).ToDatetime(UTC).date().isoformat()
