@@ -79,6 +79,8 @@ class ServiceDatabase:
     """
 
     def __init__(self, dsn: str, *, service: str, migrations: Path, role: str, setting: str) -> None:
+        """Raises StartupError for an address that cannot be one, before anything else of the service is at work."""
+        _require_address(dsn, setting)
         self._dsn = dsn
         self._service = service
         self._migrations = migrations
@@ -164,6 +166,19 @@ class ServiceDatabase:
         """Close every pool."""
         for pool, _, _ in reversed(self._pools):
             await pool.close()
+
+
+def _require_address(dsn: str, setting: str) -> None:
+    # Not quoted, and not chained: the address holds a password.
+    unreadable = StartupError(f"the database URL cannot be read; write {setting} like postgresql://user@host/turnpike")
+    try:
+        parts = urlsplit(dsn)
+        if "," not in parts.netloc:  # several hosts, which urlsplit does not know
+            _ = parts.port
+    except ValueError:
+        raise unreadable from None
+    if parts.scheme not in {"postgres", "postgresql"}:
+        raise unreadable
 
 
 def _not_now(error: Exception) -> ServiceError:
