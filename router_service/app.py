@@ -132,7 +132,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         readiness = RouterReadiness(server, database, journal, snapshot)  # before the start: it adds names to health
         await router.resume()
         await server.start()
-        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
+        opened.enter_context(metrics.serve(settings.bind_host, settings.own_metrics_port))
 
         async def ready() -> None:
             await readiness.judge()
@@ -170,13 +170,13 @@ def _journal(
     settings: RouterSettings, metrics: Metrics, channel: grpc.aio.Channel, opened: AsyncExitStack
 ) -> tuple[SqliteJournal, str]:
     """The journal with what carries it to usage_service, both at work; and the router's name."""
-    directory = settings.resolved_data_dir() / "journal"
+    directory = _journal_directory(settings)
     usage_metrics = UsageMetrics(metrics.registry)
     journal = SqliteJournal.open(
         directory, max_bytes=settings.journal_max_bytes, metrics=usage_metrics, new_epoch=_new_name
     )
     opened.push_async_callback(journal.close)
-    router_id = settings.router_id or router_name(directory, _new_name)
+    router_id = _router_id(settings) or router_name(directory, _new_name)
     reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
     opened.push_async_callback(_last_report, reporter)
     sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
@@ -327,6 +327,17 @@ def _add_services(
         "turnpike.router.v1.TenantService",
         partial(tenant_service_pb2_grpc.add_TenantServiceServicer_to_server, tenants),
     )
+
+
+def _journal_directory(settings: RouterSettings) -> Path:
+    """`journal` for the only or the first worker, `journal/worker-<k>` for the others: one writer per directory."""
+    journal = settings.resolved_data_dir() / "journal"
+    return journal / f"worker-{settings.worker}" if settings.worker else journal
+
+
+def _router_id(settings: RouterSettings) -> str:
+    """The stable name that was set, one for each worker; empty when it is kept beside the journal."""
+    return f"{settings.router_id}-{settings.worker}" if settings.router_id and settings.worker else settings.router_id
 
 
 def _hint(settings: RouterSettings, catalog: Mapping[str, ProviderSpec]) -> str:

@@ -55,17 +55,20 @@ class GrpcServer:
         max_message_bytes: int = 8 << 20,
         reflection_is_on: bool = True,
         reuse_port: bool = False,
+        own_port: int = 0,
         detail_to_proto: DetailToProto | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`port` 0 takes any free one. `reuse_port` lets the workers of one service share theirs, and nobody else.
+        `own_port` is a second port, for this one alone.
         `interceptors` run inside the error boundary. Without `credentials` the port is not encrypted.
         """
         self.in_flight = InFlight()
         self.draining = asyncio.Event()  # set when the drain begins: handlers that never end by themselves watch it
         self._host, self._port = host, port
         self._reuse_port = reuse_port
+        self._own_port = own_port
         self._reflection_is_on = reflection_is_on
         self._credentials = credentials
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
@@ -90,6 +93,8 @@ class GrpcServer:
             limits=limits,
             max_message_bytes=settings.max_message_bytes,
             reflection_is_on=settings.reflection_is_on,
+            reuse_port=settings.workers > 1,
+            own_port=settings.own_port,
             **others,
         )
 
@@ -121,16 +126,21 @@ class GrpcServer:
         if self._reflection_is_on:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        try:
-            if self._credentials is None:
-                self._port = server.add_insecure_port(self.address)
-            else:
-                self._port = server.add_secure_port(self.address, self._credentials)
-        except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {self.address}; stop its owner or set another port") from error
+        self._port = self._listen(server, self.address)
+        if self._own_port:
+            _require_free(self._host, self._own_port, reuse_port=False)
+            self._listen(server, _address(self._host, self._own_port))
         self._server = server
         await server.start()
         return self._port
+
+    def _listen(self, server: grpc.aio.Server, address: str) -> int:
+        try:
+            if self._credentials is None:
+                return server.add_insecure_port(address)
+            return server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {address}; stop its owner or set another port") from error
 
     def set_serving(self, serving: bool, service: str | None = None) -> None:
         """Tell health checks whether one service, or each, takes requests."""

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from service_runtime.data_dir import DEFAULT_DATA_DIR
 from service_runtime.startup import StartupError
 
+_LAST_PORT = 65535
 SHARED_PREFIX = "TURNPIKE_"
 SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "log_format", "log_level", "faults"})
 
@@ -56,6 +57,13 @@ class ServiceSettings(BaseSettings):
     # A thousand above the service's port, so that one number tells both; 0 takes any free port, as port 0 does.
     metrics_port: int = Field(default_factory=lambda data: _metrics_port(data["port"]), ge=0, le=65535)
 
+    # Processes that share the port, each with an event loop, a journal and a metrics port of its own. What the settings
+    # bound, such as requests of a tenant at a time, is bounded in each.
+    workers: int = Field(default=1, ge=1, le=64)
+    worker: int | None = Field(default=None, ge=0, le=63)  # which of them this process is; set by their supervisor
+    # Worker k listens on this port + k as well, for clients that spread their calls themselves; 0: only on the shared.
+    worker_ports_from: int = Field(default=0, ge=0, le=65535)
+
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -74,6 +82,12 @@ class ServiceSettings(BaseSettings):
     faults: str = ""  # crash points and broken promises, for tests of the tests; see `service_runtime.faults`
 
     @model_validator(mode="after")
+    def _ports_for_all_workers(self) -> Self:
+        if max(self.metrics_port, self.worker_ports_from) + self.workers - 1 > _LAST_PORT:
+            raise ValueError(f"there are not {self.workers} ports from there on; choose lower ones")
+        return self
+
+    @model_validator(mode="after")
     def _no_faults_in_production(self) -> Self:
         if self.faults and self.profile == "production":
             raise ValueError("faults on purpose are refused on the production profile; unset TURNPIKE_FAULTS")
@@ -85,6 +99,16 @@ class ServiceSettings(BaseSettings):
         if self.drain_delay_s is not None:
             return self.drain_delay_s
         return _PRODUCTION_DRAIN_DELAY_S if self.profile == "production" else 0.0
+
+    @property
+    def own_metrics_port(self) -> int:
+        """The port for this process's metrics: with several workers each has the next one."""
+        return self.metrics_port + (self.worker or 0) if self.metrics_port else 0
+
+    @property
+    def own_port(self) -> int:
+        """The port that this worker has for itself beside the shared one; 0 for none."""
+        return self.worker_ports_from + (self.worker or 0) if self.worker_ports_from else 0
 
     @property
     def reflection_is_on(self) -> bool:

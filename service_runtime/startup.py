@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+EXIT_CANNOT_START = 2
+
 
 class StartupError(Exception):
     """The process cannot start. The message is one line, names the value and the remedy, and holds no secret."""

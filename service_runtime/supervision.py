@@ -17,14 +17,14 @@ _MAX_MESSAGE_BYTES = 4096
 class Child:
     """One service, run as `python -m <module>`."""
 
-    def __init__(self, module: str, environment: Mapping[str, str], socket_dir: Path) -> None:
-        """Start it. `socket_dir` is a private directory for the socket that it reports to."""
+    def __init__(self, module: str, environment: Mapping[str, str], socket_dir: Path, *, name: str = "") -> None:
+        """Start it. `socket_dir` is a private directory for the socket that it reports to, which is called `name`."""
         self.module = module
         self.is_ready = False
         self.address = ""
         self.hint = ""
         self.waits_for = ""  # why it is not ready yet, where it says so
-        path = socket_dir / f"{module}.sock"
+        self._path = path = socket_dir / f"{name or module}.sock"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._process = subprocess.Popen(  # noqa: S603 - a module of ours
@@ -76,3 +76,4 @@ class Child:
     def close(self) -> None:
         """Forget the socket. The process must have ended."""
         self._socket.close()
+        self._path.unlink(missing_ok=True)

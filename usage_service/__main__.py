@@ -1,4 +1,4 @@
-"""`python -m usage_service`: run the ledger with the settings of the environment."""
+"""`python -m usage_service [--workers N]`: run the ledger with the settings of the environment."""
 
 # ruff: noqa: E402 - what is left out must be so before the imports that look for it
 from __future__ import annotations
@@ -7,13 +7,17 @@ from service_runtime.lean_imports import leave_out_unused
 
 leave_out_unused()
 
-from service_runtime.process import Lifecycle, run
-from service_runtime.settings import load_settings
+import sys
+from typing import TYPE_CHECKING
+
+from service_runtime.service_main import run_service
 from usage_service.settings import UsageSettings
 
+if TYPE_CHECKING:
+    from service_runtime.process import Lifecycle
 
-async def _main(lifecycle: Lifecycle) -> None:
-    settings = load_settings(UsageSettings)
+
+async def _main(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     # Only now: a wrong setting is told before half of the libraries are loaded.
     from usage_service.app import serve
 
@@ -21,4 +25,4 @@ async def _main(lifecycle: Lifecycle) -> None:
 
 
 if __name__ == "__main__":
-    run("usage_service", _main)
+    run_service("usage_service", UsageSettings, _main, sys.argv[1:])

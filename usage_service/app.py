@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import time
 from contextlib import AsyncExitStack
@@ -69,7 +68,6 @@ _CLOSING_GRACE_S = 5.0
 _JOURNAL_AUDIT_S = 15.0
 _HEALTH_S = 2.0
 DATABASE = "turnpike.usage.v1.UsageService/db"
-_GC_THRESHOLD = 50_000
 
 _log = structlog.get_logger(__name__)
 
@@ -145,7 +143,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         server.add_health_name(DATABASE)
         await server.start()
-        opened.enter_context(metrics.serve(settings.bind_host, settings.metrics_port))
+        opened.enter_context(metrics.serve(settings.bind_host, settings.own_metrics_port))
 
         async def judge() -> None:
             # Everything here is an answer from the database: without it this service serves nothing.
@@ -158,7 +156,6 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
             await pricing.refresh()
             for periodic in periodics:
                 periodic.start()
-            _freeze()
             await judge()
             _log.info("usage.ready", address=server.address)
             lifecycle.ready(server.address)
@@ -214,15 +211,6 @@ def _verification(settings: UsageSettings, auditing: Auditing, metrics: Metrics)
             starts_at_once=False,  # a restart is no reason to recount everything while traffic comes back
         )
     ]
-
-
-def _freeze() -> None:
-    """What lives as long as the process need not be looked through for garbage again and again."""
-    gc.collect()
-    gc.freeze()
-    # A batch is thousands of short-lived objects without cycles; at the default of 700 they are looked through
-    # over and over, which costs 3 us an event.
-    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, LatePostgres, LatePostgres]:

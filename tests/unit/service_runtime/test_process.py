@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from service_runtime.errors import Category, ServiceError
-from service_runtime.process import Lifecycle, notify_supervisor, run_to_exit_code
+from service_runtime.notify import notify_supervisor
+from service_runtime.process import Lifecycle, run_to_exit_code
 from service_runtime.startup import StartupError
 
 ROOT = Path(__file__).parents[3]
