@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,7 @@ ROLE = "turnpike_usage"
 _MAINTENANCE_STATEMENT_TIMEOUT_S = 60.0
 _CLOSING_GRACE_S = 5.0
 _JOURNAL_AUDIT_S = 15.0
+_VENDOR_PRICES_S = timedelta(days=1).total_seconds()
 _HEALTH_S = 2.0
 DATABASE = "turnpike.usage.v1.UsageService/db"
 
@@ -78,68 +80,16 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        database, postgres, owner, slow = _databases(settings)
-        opened.push_async_callback(database.close)
-        partitions = Partitions(owner)
-        maintenance = Maintenance(
-            owner,
-            partitions,
-            accept_back=settings.accept_back,
-            raw_retention=settings.raw_retention,
-            rollup_retention=settings.rollup_retention,
-            now=_now,
-        )
-        bundled_prices = BundledPrices()
-        pricing = Pricing(
-            store=PostgresPrices(postgres),
-            vendors=bundled_prices,
-            now=_now,
-            seen_within=timedelta(seconds=settings.price_refresh_s),
-        )
-        bundled_prices.load()
-        recorder = Recorder(
-            ledger=GroupedLedger(
-                PostgresLedger(postgres, partitions=partitions, jitter=random.random), writers=settings.ingest_writers
-            ),
-            quarantine=PostgresQuarantine(postgres),
-            pricing=pricing,
-            rules=EventRules(settings.accept_back, settings.accept_ahead, settings.providers),
-            metrics=PrometheusRecordingMetrics(metrics),
-            now=_now,
-            monotonic_s=time.monotonic,
-            writers=settings.ingest_writers,
-            max_waiting=settings.ingest_max_waiting,
-        )
-        auditing = _auditing(settings, slow, metrics)
-        journals = JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now))
-        periodics = [
-            Periodic("audit journals", journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
-            Periodic("maintain", maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
-            Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
-            Periodic(
-                "follow list prices",
-                pricing.follow_vendors,
-                interval_s=timedelta(days=1).total_seconds(),
-                metrics=metrics,
-            ),
-            *_verification(settings, auditing, metrics),
-        ]
+        pools = _pools(settings)
+        opened.push_async_callback(pools.database.close)
+        parts = _parts(settings, pools, metrics)
+        periodics = _periodics(settings, parts, metrics)
         for periodic in periodics:
             opened.push_async_callback(periodic.stop)
+        opened.push_async_callback(parts.watching.stop)
+
         server = GrpcServer.from_settings(settings, metrics)
-        repricing = Repricing(
-            rows=PostgresBookedRows(slow, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
-        )
-        watching = Watching(reporting := _reporting(settings, postgres), settings.watch_limits)
-        opened.push_async_callback(watching.stop)
-        usage = UsageServicer(
-            recorder=recorder,
-            reports=ReportHandlers(reporting),
-            journals=journals,
-            watch=WatchHandler(watching),
-            now=_now,
-        )
-        _add_services(server, settings, postgres, usage=usage, pricing=pricing, repricing=repricing, auditing=auditing)
+        _add_services(server, settings, parts)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         server.add_health_name(DATABASE)
         await server.start()
@@ -147,20 +97,20 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
 
         async def judge() -> None:
             # Everything here is an answer from the database: without it this service serves nothing.
-            answers = await database.answers()
+            answers = await pools.database.answers()
             if not lifecycle.stop_was_requested:
                 server.set_serving(answers)
 
         async def ready() -> None:
-            await maintenance.cover()
-            await pricing.refresh()
+            await parts.maintenance.cover()
+            await parts.pricing.refresh()
             for periodic in periodics:
                 periodic.start()
             await judge()
             _log.info("usage.ready", address=server.address)
             lifecycle.ready(server.address)
 
-        bringing_up = BringUp(database, lifecycle, then=ready)
+        bringing_up = BringUp(pools.database, lifecycle, then=ready)
         opened.push_async_callback(bringing_up.stop)
         await bringing_up.begin()
         health = Periodic("judge health", judge, interval_s=_HEALTH_S, metrics=metrics)
@@ -172,52 +122,21 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
         await asyncio.sleep(settings.drain_delay)
         # Who watches live totals opens them again elsewhere; whoever else is being answered is done in seconds, and a
         # router sends again what was cut.
-        await watching.stop()
+        await parts.watching.stop()
         await server.drain(min(settings.drain_grace_s, _CLOSING_GRACE_S))
 
 
-def _reporting(settings: UsageSettings, postgres: Postgres) -> Reporting:
-    return Reporting(
-        rollups=PostgresRollups(postgres),
-        records=PostgresRecords(postgres),
-        retention=settings.rollup_retention,
-        now=_now,
-    )
+@dataclass(frozen=True, slots=True)
+class _Pools:
+    """The database and the ways into it."""
+
+    database: ServiceDatabase
+    everyday: LatePostgres  # what everything works with, in the service's own role
+    owner: LatePostgres  # of the tables' owner, for maintenance
+    slow: LatePostgres  # for correcting and auditing what was booked: long statements that hold up nobody's
 
 
-def _auditing(settings: UsageSettings, slow: Postgres, metrics: Metrics) -> Auditing:
-    return Auditing(
-        store=PostgresAudit(slow),
-        metrics=PrometheusAuditMetrics(metrics),
-        retention=settings.rollup_retention,
-        raw_retention=settings.raw_retention,
-        accept_back=settings.accept_back,
-        open_attempt_bound=settings.open_attempt_bound,
-        now=_now,
-        monotonic_s=time.monotonic,
-    )
-
-
-def _verification(settings: UsageSettings, auditing: Auditing, metrics: Metrics) -> list[Periodic]:
-    """The audit on schedule, unless it is turned off."""
-    if not settings.verify_interval_s:
-        return []
-    return [
-        Periodic(
-            "verify ledger",
-            partial(auditing.verify_on_schedule, settings.verify_days),
-            interval_s=settings.verify_interval_s,
-            metrics=metrics,
-            starts_at_once=False,  # a restart is no reason to recount everything while traffic comes back
-        )
-    ]
-
-
-def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, LatePostgres, LatePostgres]:
-    """The database; the pool that everything works with, in the service's own role; one of the tables' owner, for
-    maintenance; and one for correcting and auditing what was booked, whose statements may take longer and hold up
-    nobody's.
-    """
+def _pools(settings: UsageSettings) -> _Pools:
     database = ServiceDatabase(
         settings.database_url.get_secret_value(),
         service="usage_service",
@@ -225,67 +144,168 @@ def _databases(settings: UsageSettings) -> tuple[ServiceDatabase, LatePostgres, 
         role=ROLE,
         setting="TURNPIKE_DATABASE_URL",
     )
-    postgres = database.pool(
-        min_size=settings.database_pool_min,
-        max_size=settings.database_pool_max,
-        application_name="usage_service",
+    return _Pools(
+        database,
+        everyday=database.pool(
+            min_size=settings.database_pool_min,
+            max_size=settings.database_pool_max,
+            application_name="usage_service",
+        ),
+        owner=database.pool(
+            as_owner=True,
+            min_size=0,
+            max_size=2,  # one for the periodic work, one for a partition that an event needs meanwhile
+            statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
+            application_name="usage_service maintenance",
+        ),
+        slow=database.pool(
+            min_size=0,
+            max_size=5,  # two corrections, two audits, and one that keeps the audit on schedule alone
+            statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
+            application_name="usage_service slow work",
+        ),
     )
-    owner = database.pool(
-        as_owner=True,
-        min_size=0,
-        max_size=2,  # one for the periodic work, one for a partition that an event needs meanwhile
-        statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
-        application_name="usage_service maintenance",
-    )
-    slow = database.pool(
-        min_size=0,
-        max_size=5,  # two corrections, two audits, and one that keeps the audit on schedule alone
-        statement_timeout_s=_MAINTENANCE_STATEMENT_TIMEOUT_S,
-        application_name="usage_service slow work",
-    )
-    return database, postgres, owner, slow
 
 
-def _add_services(
-    server: GrpcServer,
-    settings: UsageSettings,
-    postgres: Postgres,
-    *,
-    usage: UsageServicer,
-    pricing: Pricing,
-    repricing: Repricing,
-    auditing: Auditing,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the ledger is made of, between the wire and the tables."""
+
+    maintenance: Maintenance
+    pricing: Pricing
+    repricing: Repricing
+    recorder: Recorder
+    journals: JournalAudit
+    reporting: Reporting
+    watching: Watching
+    auditing: Auditing
+    limiting: Limiting
+    limit_setting: LimitSetting
+
+
+def _parts(settings: UsageSettings, pools: _Pools, metrics: Metrics) -> _Parts:
+    postgres = pools.everyday
+    partitions = Partitions(pools.owner)
+    rollups = PostgresRollups(postgres)
     limits = PostgresLimits(postgres)
-    limiting = Limiting(
-        rollups=PostgresRollups(postgres),
-        limits=limits,
-        defaults=settings.default_limits,
-        thresholds=settings.level_thresholds,
-        retention=settings.rollup_retention,
+    pricing = _pricing(settings, postgres)
+    reporting = Reporting(
+        rollups=rollups, records=PostgresRecords(postgres), retention=settings.rollup_retention, now=_now
+    )
+    return _Parts(
+        maintenance=Maintenance(
+            pools.owner,
+            partitions,
+            accept_back=settings.accept_back,
+            raw_retention=settings.raw_retention,
+            rollup_retention=settings.rollup_retention,
+            now=_now,
+        ),
+        pricing=pricing,
+        repricing=Repricing(
+            rows=PostgresBookedRows(pools.slow, jitter=random.random), pricing=pricing, monotonic_s=time.monotonic
+        ),
+        recorder=_recorder(settings, postgres, partitions, pricing, metrics),
+        journals=JournalAudit(PostgresJournals(postgres), PrometheusJournalMetrics(metrics, now=_now)),
+        reporting=reporting,
+        watching=Watching(reporting, settings.watch_limits),
+        auditing=Auditing(
+            store=PostgresAudit(pools.slow),
+            metrics=PrometheusAuditMetrics(metrics),
+            retention=settings.rollup_retention,
+            raw_retention=settings.raw_retention,
+            accept_back=settings.accept_back,
+            open_attempt_bound=settings.open_attempt_bound,
+            now=_now,
+            monotonic_s=time.monotonic,
+        ),
+        limiting=Limiting(
+            rollups=rollups,
+            limits=limits,
+            defaults=settings.default_limits,
+            thresholds=settings.level_thresholds,
+            retention=settings.rollup_retention,
+            now=_now,
+        ),
+        limit_setting=LimitSetting(limits),
+    )
+
+
+def _pricing(settings: UsageSettings, postgres: Postgres) -> Pricing:
+    vendors = BundledPrices()
+    vendors.load()
+    return Pricing(
+        store=PostgresPrices(postgres),
+        vendors=vendors,
+        now=_now,
+        seen_within=timedelta(seconds=settings.price_refresh_s),
+    )
+
+
+def _recorder(
+    settings: UsageSettings, postgres: Postgres, partitions: Partitions, pricing: Pricing, metrics: Metrics
+) -> Recorder:
+    return Recorder(
+        ledger=GroupedLedger(
+            PostgresLedger(postgres, partitions=partitions, jitter=random.random), writers=settings.ingest_writers
+        ),
+        quarantine=PostgresQuarantine(postgres),
+        pricing=pricing,
+        rules=EventRules(settings.accept_back, settings.accept_ahead, settings.providers),
+        metrics=PrometheusRecordingMetrics(metrics),
+        now=_now,
+        monotonic_s=time.monotonic,
+        writers=settings.ingest_writers,
+        max_waiting=settings.ingest_max_waiting,
+    )
+
+
+def _periodics(settings: UsageSettings, parts: _Parts, metrics: Metrics) -> list[Periodic]:
+    """What the service does by itself, once the database is open."""
+    pricing = parts.pricing
+    periodics = [
+        Periodic("audit journals", parts.journals.refresh, interval_s=_JOURNAL_AUDIT_S, metrics=metrics),
+        Periodic("maintain", parts.maintenance.run, interval_s=settings.maintenance_interval_s, metrics=metrics),
+        Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
+        Periodic("follow list prices", pricing.follow_vendors, interval_s=_VENDOR_PRICES_S, metrics=metrics),
+    ]
+    if settings.verify_interval_s:
+        verify = Periodic(
+            "verify ledger",
+            partial(parts.auditing.verify_on_schedule, settings.verify_days),
+            interval_s=settings.verify_interval_s,
+            metrics=metrics,
+            starts_at_once=False,  # a restart is no reason to recount everything while traffic comes back
+        )
+        periodics.append(verify)
+    return periodics
+
+
+def _add_services(server: GrpcServer, settings: UsageSettings, parts: _Parts) -> None:
+    usage = UsageServicer(
+        recorder=parts.recorder,
+        reports=ReportHandlers(parts.reporting),
+        journals=parts.journals,
+        watch=WatchHandler(parts.watching),
         now=_now,
     )
+    prices = PricingServicer(pricing=parts.pricing, repricing=parts.repricing, providers=settings.providers, now=_now)
+    quota = QuotaServicer(parts.limiting, parts.limit_setting, providers=settings.providers)
     server.add(
         "turnpike.usage.v1.UsageService",
         partial(usage_service_pb2_grpc.add_UsageServiceServicer_to_server, usage),
     )
     server.add(
         "turnpike.usage.v1.AuditService",
-        partial(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(auditing)),
+        partial(audit_service_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(parts.auditing)),
     )
     server.add(
         "turnpike.usage.v1.QuotaService",
-        partial(
-            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
-            QuotaServicer(limiting, LimitSetting(limits), providers=settings.providers),
-        ),
+        partial(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, quota),
     )
     server.add(
         "turnpike.usage.v1.PricingService",
-        partial(
-            pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
-            PricingServicer(pricing=pricing, repricing=repricing, providers=settings.providers, now=_now),
-        ),
+        partial(pricing_service_pb2_grpc.add_PricingServiceServicer_to_server, prices),
     )
 
 
