@@ -32,7 +32,7 @@ run: $(VENV)/.runtime ## start Postgres, usage_service and router_service; serve
 	@exec $(BIN)/python -m service_runtime.launcher usage_service router_service
 
 .PHONY: test
-test: check unit integration e2e chaos-short ## everything that CI runs
+test: check unit integration e2e chaos-short bench-smoke ## everything that CI runs
 
 .PHONY: test-all
 test-all: ## run the suite on each supported Python that is installed
@@ -134,7 +134,14 @@ bench-journal: $(VENV)/.dev ## what the journal costs, how a backlog of a millio
 
 .PHONY: bench-smoke
 bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
-	$(BIN)/python -m tests.bench --smoke
+	$(BIN)/python -m tests.bench --output $(VENV)/bench-smoke.json --smoke
+
+BEFORE ?= bench-before.json
+AFTER ?= bench-results.json
+
+.PHONY: bench-compare
+bench-compare: $(VENV)/.dev ## hold two runs of the bench against each other: BEFORE=a.json AFTER=b.json
+	$(BIN)/python -m tests.bench compare $(BEFORE) $(AFTER)
 
 .PHONY: bench-routing
 bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplification, another tenant's latency, refusals

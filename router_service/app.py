@@ -44,6 +44,7 @@ from router_service.usage.journal import SqliteJournal, router_name
 from router_service.usage.journal_report import JournalReporter
 from router_service.usage.limit_cache import LimitCache
 from router_service.usage.metrics import UsageMetrics
+from router_service.usage.orphans import OrphanDrain
 from router_service.usage.price_cache import PriceCache
 from router_service.usage.sender import UsageSender
 from service_runtime import faults
@@ -68,6 +69,7 @@ _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
 _SENDER_DRAIN_S = 5.0
 _JOURNAL_REPORT_S = 15.0
+_ORPHANS_S = 30.0
 _SNAPSHOT_S = 10.0
 _HEALTH_S = 2.0
 
@@ -185,7 +187,27 @@ def _journal(
     reports = Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics)
     reports.start()
     opened.push_async_callback(reports.stop)
+    if not settings.worker:
+        orphans = Periodic(
+            "carry orphans", _orphan_drain(settings, channel).run, interval_s=_ORPHANS_S, metrics=metrics
+        )
+        orphans.start()
+        opened.push_async_callback(orphans.stop)
     return journal, router_id
+
+
+def _orphan_drain(settings: RouterSettings, channel: grpc.aio.Channel) -> OrphanDrain:
+    """What carries the journals of workers that there are no more, each under the name that its worker had."""
+    kept = partial(router_name, new_name=_new_name)
+    set_name = settings.router_id
+    return OrphanDrain(
+        settings.resolved_data_dir() / "journal",
+        channel,
+        workers=settings.workers,
+        max_bytes=settings.journal_max_bytes,
+        new_name=_new_name,
+        router_id=(lambda directory: _worker_name(set_name, directory.name.rpartition("-")[2])) if set_name else kept,
+    )
 
 
 async def _last_report(reporter: JournalReporter) -> None:
@@ -221,7 +243,7 @@ def _tenants(
     reader = RowReader(names, ring, accepts_plaintext=settings.accepts_plaintext_keys)
     tenant_metrics = TenantMetrics(metrics.registry)
     snapshot = TenantSnapshot(
-        settings.resolved_data_dir() / SNAPSHOT_FILE_NAME,
+        _snapshot_file(settings),
         max_entries=settings.tenant_cache_size,
         max_age_s=settings.tenant_snapshot_max_age_s,
     )
@@ -337,7 +359,19 @@ def _journal_directory(settings: RouterSettings) -> Path:
 
 def _router_id(settings: RouterSettings) -> str:
     """The stable name that was set, one for each worker; empty when it is kept beside the journal."""
-    return f"{settings.router_id}-{settings.worker}" if settings.router_id and settings.worker else settings.router_id
+    if settings.router_id and settings.worker:
+        return _worker_name(settings.router_id, str(settings.worker))
+    return settings.router_id
+
+
+def _worker_name(router_id: str, worker: str) -> str:
+    return f"{router_id}-{worker}"
+
+
+def _snapshot_file(settings: RouterSettings) -> Path:
+    """A file for each worker: it knows the tenants that came to it, and one file would hold the last writer's alone."""
+    name = f"{SNAPSHOT_FILE_NAME}-{settings.worker}" if settings.worker else SNAPSHOT_FILE_NAME
+    return settings.resolved_data_dir() / name
 
 
 def _hint(settings: RouterSettings, catalog: Mapping[str, ProviderSpec]) -> str:

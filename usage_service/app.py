@@ -269,7 +269,7 @@ def _periodics(settings: UsageSettings, parts: _Parts, metrics: Metrics) -> list
         Periodic("refresh prices", pricing.refresh, interval_s=settings.price_refresh_s, metrics=metrics),
         Periodic("follow list prices", pricing.follow_vendors, interval_s=_VENDOR_PRICES_S, metrics=metrics),
     ]
-    if settings.verify_interval_s:
+    if settings.verify_interval_s and not settings.worker:  # of several workers the first one's alone
         verify = Periodic(
             "verify ledger",
             partial(parts.auditing.verify_on_schedule, settings.verify_days),
