@@ -57,6 +57,7 @@ class Link:
     value: int = 0
     connections: set[Connection] = field(default_factory=set)
     _pieces: int = 0
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, fault: str, value: int) -> None:
@@ -67,8 +68,30 @@ class Link:
         if fault == "reset":
             self._reset_all()
 
+    async def close(self) -> None:
+        """Heal, end every connection, and wait until nothing is carried any more.
+
+        Whoever only forgets a link leaves its tasks to the garbage collector in the middle of their work.
+        """
+        self.set(HEAL, 0)
+        for connection in self.connections:
+            connection.reset()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connect a caller through, and carry bytes until one side has had enough."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.fault in {"refuse", "reset"}:
             _reset(writer)
             return

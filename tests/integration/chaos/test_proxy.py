@@ -59,10 +59,24 @@ async def wire(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     link = Link(upstream)
     listeners, ports = await start({"link": link})
     yield Wire(link, ports["link"])
-    link.set(HEAL, 0)
     for listener in (server, *listeners):
         listener.close()
+    await link.close()
+    for listener in (server, *listeners):
         await listener.wait_closed()
+
+
+async def test_a_closed_link_carries_nothing_any_more(wire: Wire) -> None:
+    reader, writer = await wire.open()
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+
+    await wire.link.close()
+
+    assert not wire.link.connections
+    with pytest.raises(ConnectionError):
+        await reader.readexactly(1)
+    writer.close()
 
 
 async def test_bytes_are_carried_unchanged(wire: Wire) -> None:
