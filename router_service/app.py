@@ -83,18 +83,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
     metrics = Metrics()
     async with AsyncExitStack() as opened:
         catalog = _catalog(settings)
-        ring = KeyRing.load(
-            settings.key_encryption_keys.get_secret_value(),
-            data_dir=settings.resolved_data_dir(),
-            is_development=settings.development,
-        )
-        database = ServiceDatabase(
-            settings.database_url.get_secret_value(),
-            service="router_service",
-            migrations=MIGRATIONS,
-            role=ROLE,
-            setting="TURNPIKE_DATABASE_URL",
-        )
+        ring = _key_ring(settings)
+        database = _database(settings)
         opened.push_async_callback(database.close)
         store, cache, snapshot = _tenants(settings, catalog, ring, metrics, database)
 
@@ -103,10 +93,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
 
         channel = await opened.enter_async_context(usage_channel(settings.usage_address))
         journal, router_id = _journal(settings, metrics, channel, opened)
-        prices = PriceCache(channel)
-        limits = LimitCache(channel, now_s=time.monotonic)
-
         counter = await opened.enter_async_context(aclosing(TokenizerProcess()))
+        prices, limits = PriceCache(channel), LimitCache(channel, now_s=time.monotonic)
         router = Router(
             tenants=cache,
             providers=providers,
@@ -120,13 +108,12 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             counter=counter,
             settings=_routing(settings),
         )
-        for periodic in (
+        _start(
+            opened,
             Periodic("poll tenant versions", cache.poll_versions, interval_s=settings.tenant_poll_s, metrics=metrics),
             Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
-        ):
-            periodic.start()
-            opened.push_async_callback(periodic.stop)
+        )
 
         server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
@@ -149,16 +136,15 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             await ready()
 
         bringing_up = BringUp(database, lifecycle, then=follow_tenants)
-        await bringing_up.begin()
         opened.push_async_callback(bringing_up.stop)
+        await bringing_up.begin()
         if len(snapshot) > 0:
             await ready()
-        for periodic in (
+        _start(
+            opened,
             Periodic("keep tenants on disk", snapshot.save, interval_s=_SNAPSHOT_S, metrics=metrics),
             Periodic("judge health", readiness.judge, interval_s=_HEALTH_S, metrics=metrics),
-        ):
-            periodic.start()
-            opened.push_async_callback(periodic.stop)
+        )
         opened.push_async_callback(snapshot.save)
 
         await lifecycle.wait_for_stop()
@@ -166,6 +152,30 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         await asyncio.sleep(settings.drain_delay)
         await router.drain(settings.drain_grace_s)
         await server.drain(_SENDER_DRAIN_S)
+
+
+def _start(opened: AsyncExitStack, *periodics: Periodic) -> None:
+    for periodic in periodics:
+        periodic.start()
+        opened.push_async_callback(periodic.stop)
+
+
+def _key_ring(settings: RouterSettings) -> KeyRing:
+    return KeyRing.load(
+        settings.key_encryption_keys.get_secret_value(),
+        data_dir=settings.resolved_data_dir(),
+        is_development=settings.development,
+    )
+
+
+def _database(settings: RouterSettings) -> ServiceDatabase:
+    return ServiceDatabase(
+        settings.database_url.get_secret_value(),
+        service="router_service",
+        migrations=MIGRATIONS,
+        role=ROLE,
+        setting="TURNPIKE_DATABASE_URL",
+    )
 
 
 def _journal(
@@ -184,15 +194,10 @@ def _journal(
     sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
     sender.start()
     opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
-    reports = Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics)
-    reports.start()
-    opened.push_async_callback(reports.stop)
+    _start(opened, Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics))
     if not settings.worker:
-        orphans = Periodic(
-            "carry orphans", _orphan_drain(settings, channel).run, interval_s=_ORPHANS_S, metrics=metrics
-        )
-        orphans.start()
-        opened.push_async_callback(orphans.stop)
+        orphans = _orphan_drain(settings, channel)
+        _start(opened, Periodic("carry orphans", orphans.run, interval_s=_ORPHANS_S, metrics=metrics))
     return journal, router_id
 
 
