@@ -26,6 +26,8 @@ PAGE_BYTES = 4096  # SQLite's default, which this file is always made with
 _MAGIC = b"SQLite format 3\0"
 SCHEMA_VERSION = 2
 _FRESH_NAME = "fresh.sqlite"
+# What reading a damaged file raises. SQLite's messages quote the file, and what they quote need not be text any more.
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)
 
 # A bit may turn a blob into text that is none: read as bytes, it is a record with a wrong checksum and not an error.
 _RECORD = "CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(crc AS INTEGER)"
@@ -189,7 +191,7 @@ def _is_sound(path: Path) -> bool:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
             epoch = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-    except (sqlite3.Error, OSError):
+    except (*_DAMAGE, OSError):
         return False
     return verdict == "ok" and row is not None and row[0] in _READABLE_VERSIONS and epoch is not None
 
@@ -240,12 +242,12 @@ def _salvage_rows(path: Path, saved: _Salvage) -> None:
     """What SQLite itself can still read."""
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    except sqlite3.Error:
+    except _DAMAGE:
         return
     with closing(connection):
         # What was held goes to the ledger as it is: with the estimate.
         tables = [("opened", saved.opened), ("outbox", saved.outbox)]
-        with suppress(sqlite3.Error):  # a file whose list of tables is unreadable gives nothing below either
+        with suppress(*_DAMAGE):  # a file whose list of tables is unreadable gives nothing below either
             tables += [("held", saved.outbox)] if _has_table(connection, "held") else []
         for table, target in tables:
             for row in _rows_that_can_be_read(connection, table):
@@ -279,7 +281,7 @@ def _rows_that_can_be_read(connection: sqlite3.Connection, table: str) -> Iterat
                     continue
                 seen.add(position)
                 yield row[0], row[1], row[2]
-        except sqlite3.Error:
+        except _DAMAGE:
             yield None
         else:
             return
@@ -292,7 +294,7 @@ def _rows_that_can_be_read(connection: sqlite3.Connection, table: str) -> Iterat
 def _row_at(connection: sqlite3.Connection, query: str, sequence: int) -> Iterator[Row]:
     try:
         found = connection.execute(f"{query} WHERE sequence = ?", (sequence,)).fetchone()
-    except sqlite3.Error:
+    except _DAMAGE:
         return
     if found is not None:
         yield found[1], found[2], found[3]

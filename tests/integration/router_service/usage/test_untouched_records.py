@@ -91,6 +91,15 @@ def test_u1_no_edit_costs_a_record_on_another_page(filled: Filled, data: st.Data
     assert len(found) == len(set(found))
 
 
+def test_u1_a_schema_that_is_no_text_any_more_costs_no_record_on_another_page(filled: Filled) -> None:
+    content = bytearray((filled.directory / "journal.sqlite").read_bytes())
+    content[content.index(b"CREATE TABLE") + 2] = 0x80  # SQLite's message quotes it, and so is no UTF-8 either
+
+    found = after(filled, bytes(content))
+
+    assert set(found) == set(filled.pages)
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_u1_a_file_that_was_cut_keeps_the_records_before_the_cut(filled: Filled, data: st.DataObject) -> None:
