@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from router_service.usage.encode import with_one_outcome
@@ -28,6 +28,9 @@ SCHEMA_VERSION = 2
 _FRESH_NAME = "fresh.sqlite"
 # What reading a damaged file raises. SQLite's messages quote the file, and what they quote need not be text any more.
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+_DAMAGE_CODES = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR}
+)
 
 # A bit may turn a blob into text that is none: read as bytes, it is a record with a wrong checksum and not an error.
 _RECORD = "CAST(event_id AS BLOB), CAST(payload AS BLOB), CAST(crc AS INTEGER)"
@@ -75,9 +78,8 @@ def open_journal(
     a future version is moved aside whole; every record in it that can still be read is taken over. Raises
     sqlite3.Error or OSError only when a fresh file cannot be written either.
     """
-    path = directory / FILE_NAME
+    path, fresh = directory / FILE_NAME, directory / _FRESH_NAME
     aside, salvaged = None, _Salvage()
-    fresh = directory / _FRESH_NAME
     if not path.exists() and not fresh.exists() and Path(f"{path}-wal").exists():
         path.touch()  # its log may hold all there is, and is salvaged like that of a damaged file
     if not path.exists() and fresh.exists():
@@ -85,18 +87,46 @@ def open_journal(
         aside = _set_aside(directory, now_s)
         fresh.rename(path)
     elif path.exists() and not _is_sound(path):
-        salvaged = _salvage(path)
-        _write_fresh(fresh, salvaged, new_epoch(), now_s())
-        crash_point(CrashPoint.TAKE_OVER_BEFORE_SET_ASIDE)
-        aside = _set_aside(directory, now_s)
-        crash_point(CrashPoint.TAKE_OVER_AFTER_SET_ASIDE)
-        fresh.rename(path)
-        crash_point(CrashPoint.TAKE_OVER_AFTER_RENAME)
+        aside, salvaged = _take_over(directory, new_epoch(), now_s)
+    try:
+        connection, recovery = _recovered(path, new_epoch, now_s)
+    except _DAMAGE as error:
+        if aside is not None or not _is_damage(error):
+            raise
+        # SQLite's check passed over it: a page that only a write comes to, or a header that says "read only".
+        aside, salvaged = _take_over(directory, new_epoch(), now_s)
+        connection, recovery = _recovered(path, new_epoch, now_s)
+    return connection, replace(
+        recovery,
+        set_aside=aside,
+        salvaged=len(salvaged.outbox) + len(salvaged.opened),
+        unreadable=recovery.unreadable + salvaged.unreadable,
+    )
+
+
+def _take_over(directory: Path, epoch: str, now_s: Callable[[], float]) -> tuple[Path, _Salvage]:
+    """Move a damaged file aside, with a fresh one in its place that holds what could be read; where it was moved to."""
+    path, fresh = directory / FILE_NAME, directory / _FRESH_NAME
+    salvaged = _salvage(path)
+    _write_fresh(fresh, salvaged, epoch, now_s())
+    crash_point(CrashPoint.TAKE_OVER_BEFORE_SET_ASIDE)
+    aside = _set_aside(directory, now_s)
+    crash_point(CrashPoint.TAKE_OVER_AFTER_SET_ASIDE)
+    fresh.rename(path)
+    crash_point(CrashPoint.TAKE_OVER_AFTER_RENAME)
+    return aside, salvaged
+
+
+def _recovered(
+    path: Path, new_epoch: Callable[[], str], now_s: Callable[[], float]
+) -> tuple[sqlite3.Connection, Recovery]:
+    """A sound file, opened, with what was running in it turned into events; proved to take a write."""
     connection = _connect(path)
     try:
         if not _has_schema(connection):
             _make_schema(connection, new_epoch())
         _bring_up_to_date(connection)
+        _prove_writable(connection)
         interrupted, unreadable = _recover(connection, _Salvage(), now_s())
         crash_point(CrashPoint.RECOVERY_AFTER_SYNC)
         (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
@@ -104,9 +134,23 @@ def open_journal(
     except BaseException:
         connection.close()
         raise
-    return connection, Recovery(
-        interrupted, waiting, held, aside, len(salvaged.outbox) + len(salvaged.opened), unreadable + salvaged.unreadable
-    )
+    return connection, Recovery(interrupted, waiting, held, unreadable=unreadable)
+
+
+def _prove_writable(connection: sqlite3.Connection) -> None:
+    """Write to each table that requests write to, and take it back: damage shows now and not at the first request."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("INSERT INTO opened (event_id, payload, crc) VALUES (x'', x'', 0)")
+        connection.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (x'', x'', 0, 0)")
+    finally:
+        if connection.in_transaction:  # SQLite may have taken it back by itself
+            connection.execute("ROLLBACK")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether it is the file that is at fault, and not a full disk or somebody who holds it locked."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE_CODES
 
 
 def checksum(payload: bytes) -> int:

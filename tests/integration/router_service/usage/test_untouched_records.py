@@ -100,6 +100,16 @@ def test_u1_a_schema_that_is_no_text_any_more_costs_no_record_on_another_page(fi
     assert set(found) == set(filled.pages)
 
 
+@pytest.mark.parametrize("place", [18, 19], ids=["write version", "read version"])
+def test_u1_a_file_that_calls_itself_of_another_kind_is_taken_over(filled: Filled, place: int) -> None:
+    content = bytearray((filled.directory / "journal.sqlite").read_bytes())
+    content[place] = 5  # read, SQLite's own check finds nothing; written, "attempt to write a readonly database"
+
+    found = after(filled, bytes(content))
+
+    assert set(found) == set(filled.pages)
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_u1_a_file_that_was_cut_keeps_the_records_before_the_cut(filled: Filled, data: st.DataObject) -> None:
