@@ -68,7 +68,7 @@ class CrashPoint(StrEnum):
 class Sabotage(StrEnum):
     """A promise to break, so that a run which should go red can be seen to."""
 
-    # The journal says "durable" when the record is only in memory, and syncs half a second later. A power cut would
+    # The journal says "durable" when the record is only in memory, and writes when it is closed. A power cut would
     # show a skipped sync; a kill does not, because the kernel keeps written pages, so nothing is written either.
     SKIP_SYNC = "skip_sync"
     ACKNOWLEDGE_BEFORE_COMMIT = "acknowledge_before_commit"  # usage_service answers, and stores half a second later

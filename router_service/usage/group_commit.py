@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -19,7 +18,7 @@ import structlog
 
 from router_service.usage.metrics import UsageMetrics
 from service_runtime.errors import Category, ServiceError
-from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash_point, is_sabotaged
+from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_sabotaged
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +71,6 @@ class GroupCommit:
         self._is_closed = False
         self._commits_since_rotation = 0
         self._rotated_at = connection.total_changes
-        self._unsynced_since_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
@@ -191,12 +189,9 @@ class GroupCommit:
         self._metrics.group_size.observe(len(group))
 
     def _transact_without_sync(self, group: list[_Work]) -> None:
-        """Sabotage: those who wait are told that their records are durable long before they are."""
-        if self._connection.in_transaction and time.monotonic() - self._unsynced_since_s > SABOTAGE_DELAY_S:
-            self._connection.execute("COMMIT")
+        """Sabotage: those who wait are told that their records are durable, which a close alone makes true."""
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._unsynced_since_s = time.monotonic()
         for work in group:
             work.result = work.run(self._connection)
 

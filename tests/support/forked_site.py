@@ -62,6 +62,16 @@ class Site:
             self.usage.kill()
             self.start_usage()
 
+    @contextmanager
+    def usage_away(self) -> Iterator[None]:
+        """No usage_service for the block: what a router knows, nobody else does."""
+        assert self.usage is not None
+        self.usage.kill()
+        try:
+            yield
+        finally:
+            self.start_usage()
+
     def environment(self, data_dir: Path, faults: str) -> dict[str, str]:
         return {
             "TURNPIKE_DATA_DIR": str(data_dir),
