@@ -15,17 +15,26 @@ _CONTEXT = Context(prec=80, rounding=ROUND_HALF_EVEN)
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per million tokens. None: cached tokens cost as input, reasoning costs as output."""
+    """US dollars per million tokens. None: cached tokens cost as input, reasoning costs as output.
+
+    `max_prompt_tokens`: the vendor charges more for longer prompts; for those the price says nothing.
+    """
 
     input_usd: Decimal
     output_usd: Decimal
     cached_read_usd: Decimal | None = None
     cached_write_usd: Decimal | None = None
     reasoning_usd: Decimal | None = None
+    max_prompt_tokens: int | None = None
 
 
-def cost_usd(price: Price, usage: TokenUsage) -> Decimal:
-    """Price times tokens, exact and then rounded half to even at the ledger's 12 decimals."""
+def cost_usd(price: Price, usage: TokenUsage) -> Decimal | None:
+    """Price times tokens, exact and then rounded half to even at the ledger's 12 decimals.
+
+    None when the prompt, cached tokens included, is longer than the price holds for.
+    """
+    if price.max_prompt_tokens is not None and usage.prompt_tokens > price.max_prompt_tokens:
+        return None
 
     def part(tokens: int, usd: Decimal | None, otherwise_usd: Decimal) -> Decimal:
         return _CONTEXT.multiply(Decimal(tokens), otherwise_usd if usd is None else usd)

@@ -47,6 +47,10 @@ class TokenUsage:
     reasoning_tokens: int = 0
 
     @property
+    def prompt_tokens(self) -> int:
+        return self.input_tokens + self.cached_read_tokens + self.cached_write_tokens
+
+    @property
     def total_tokens(self) -> int:
         return (
             self.input_tokens

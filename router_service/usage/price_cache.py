@@ -100,4 +100,5 @@ def _from_proto(price: pricing_service_pb2.Price) -> Price:
         optional(price.cached_read_usd_per_million),
         optional(price.cached_write_usd_per_million),
         optional(price.reasoning_usd_per_million),
+        max_prompt_tokens=price.max_prompt_tokens or None,
     )

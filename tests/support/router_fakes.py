@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -140,6 +141,7 @@ class FakeJournal:
         self.rows: list[AttemptSettled] = []
         self.held_back: dict[UUID, AttemptSettled] = {}
         self.released: list[tuple[UUID, LateUsage | None]] = []
+        self.held_since = time.time()
         self.refuses_opening = False
         self.breaks_settling = False
         self.gate: asyncio.Event | None = None
@@ -164,7 +166,7 @@ class FakeJournal:
 
     async def held(self) -> list[HeldAttempt]:
         return [
-            HeldAttempt(event_id, row.opened.tenant_id, row.enquiry, held_since=0.0)
+            HeldAttempt(event_id, row.opened.tenant_id, row.enquiry, self.held_since)
             for event_id, row in self.held_back.items()
         ]
 

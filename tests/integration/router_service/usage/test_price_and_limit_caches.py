@@ -48,6 +48,20 @@ async def test_prices_of_all_pages_are_known(service: FakeUsageService, channel:
     assert prices.cost_usd("groq", "unknown", TokenUsage(5, 5)) is None
 
 
+async def test_a_prompt_longer_than_its_price_holds_for_has_no_cost(
+    service: FakeUsageService, channel: grpc.aio.Channel
+) -> None:
+    stepped = price("groq", "m", "1")
+    stepped.max_prompt_tokens = 200_000
+    service.prices = [stepped]
+    prices = PriceCache(channel)
+
+    await prices.refresh()
+
+    assert prices.cost_usd("groq", "m", TokenUsage(200_000, 0)) == Decimal("0.2")
+    assert prices.cost_usd("groq", "m", TokenUsage(200_001, 0)) is None
+
+
 async def test_a_model_outside_the_book_is_asked_for_once_somebody_used_it(
     service: FakeUsageService, channel: grpc.aio.Channel
 ) -> None:
