@@ -132,6 +132,10 @@ bench: $(VENV)/.dev ## measure, and print the figures
 bench-journal: $(VENV)/.dev ## what the journal costs, how a backlog of a million drains, memory in an outage; ten minutes and more
 	$(BIN)/python -m tests.bench.journal --backlog 1000000 --outage-s 600
 
+.PHONY: bench-outage
+bench-outage: $(VENV)/.dev ## ten minutes under load without usage_service: the router's memory, the drain, the books
+	$(BIN)/python -m tests.bench.outage --seconds 600
+
 .PHONY: bench-smoke
 bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
 	$(BIN)/python -m tests.bench --output $(VENV)/bench-smoke.json --smoke

@@ -1,5 +1,9 @@
 """One thread that owns a SQLite connection, and commits together whatever waits when a commit begins.
 
+Some work has a caller behind it, and some has time: a backlog that is read and removed again. What has time rides along
+with a commit that is due anyway, one piece each, or is done when nobody else has come for a moment; so it costs those
+who wait no sync of its own. It is for whoever asks for such work to ask for small pieces.
+
 Nobody is ever left waiting: whatever goes wrong in the thread reaches those whose work it was, and the thread goes on.
 """
 
@@ -9,9 +13,10 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import structlog
@@ -23,9 +28,16 @@ from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_sabotag
 _log = structlog.get_logger(__name__)
 
 _GROUP_LIMIT = 512
-# Both keep SQLite's log at a few megabytes: a commit writes some five pages, a changed row one or two.
-_ROTATION_COMMITS = 250
-_ROTATION_CHANGES = 1_000
+_PATIENCE_S = 0.004  # that work which has time waits for a commit to ride along with
+# SQLite's log is moved into the main file once nothing has come for so long, sooner from the second number of pages on
+# when nobody waits, and from the third on in any case: two syncs of the disk, for which everybody who comes waits. The
+# pages are an estimate; the log takes 4 KiB for each.
+_QUIET_S = 1.0
+_ROTATION_PAGES_WHEN_QUIET = 32
+_ROTATION_PAGES = 1_500
+_ROTATION_PAGES_AT_MOST = 4_000
+_PAGES_PER_COMMIT = 4  # of inner pages and of the table of sequences
+_RECORDS_PER_PAGE = 4  # a record is written as opened, deleted there, and written to the outbox
 _MAX_ERROR = 100  # SQLite quotes what it could not decode
 _DISK_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
@@ -50,12 +62,17 @@ class DiskSpace(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """One statement for the thread, and who waits for it. `needs_room` marks work that a full journal refuses."""
+    """One statement for the thread, and who waits for it. `needs_room` marks work that a full journal refuses.
+
+    `has_time` marks work that nobody's request waits for, `is_reading` such of it as needs no transaction.
+    """
 
     run: Statement
     waiter: asyncio.Future[Any]
-    needs_room: bool
-    then: Callable[[], None] | None
+    needs_room: bool = False
+    then: Callable[[], None] | None = None
+    has_time: bool = False
+    is_reading: bool = False
     result: Any = None
     error: Exception | None = None
 
@@ -69,8 +86,8 @@ class GroupCommit:
         self._metrics = metrics
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._is_closed = False
-        self._commits_since_rotation = 0
-        self._rotated_at = connection.total_changes
+        self._has_time: deque[_Work] = deque()  # the thread's own
+        self._pages_since_rotation = 0
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
@@ -81,11 +98,14 @@ class GroupCommit:
         Raises what the statement raised, or the space's `full()` when the disk or the journal is full, or
         UNAVAILABLE JOURNAL_DAMAGED when SQLite cannot make sense of the file.
         """
-        if self._is_closed:
-            raise ServiceError(Category.UNAVAILABLE, "SHUTTING_DOWN", "the router is shutting down; retry elsewhere")
-        work = _Work(run, asyncio.get_running_loop().create_future(), needs_room, then)
-        self._queue.put(work)
-        return await work.waiter
+        return await self._ask(_Work(run, asyncio.get_running_loop().create_future(), needs_room, then))
+
+    async def do_in_time(
+        self, run: Statement, *, is_reading: bool = False, then: Callable[[], None] | None = None
+    ) -> Any:
+        """As `do`, for a small piece of work for which no request waits; one that only reads waits for no commit."""
+        waiter = asyncio.get_running_loop().create_future()
+        return await self._ask(_Work(run, waiter, then=then, has_time=True, is_reading=is_reading))
 
     async def close(self) -> None:
         """Finish what was asked for, then close the connection."""
@@ -94,33 +114,71 @@ class GroupCommit:
             self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    async def _ask(self, work: _Work) -> Any:
+        if self._is_closed:
+            raise ServiceError(Category.UNAVAILABLE, "SHUTTING_DOWN", "the router is shutting down; retry elsewhere")
+        self._queue.put(work)
+        return await work.waiter
+
     # ── the thread ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _serve(self) -> None:
         is_last = False
-        while not is_last:
-            group, is_last = self._next_group()
-            try:
-                self._commit(group)
-            except Exception as error:  # noqa: BLE001 - the thread outlives any group; those who wait are told
-                _log.exception("journal.group_failed", records=len(group))
-                for work in group:
-                    work.error = error
-            _deliver(group)
-            self._rotate_if_due()
+        while not is_last or self._has_time:
+            group, is_last = self._next_group(is_last)
+            if group:
+                self._carry_out(group, self._commit)
+            is_quiet = not (group or self._has_time)
+            if self._has_time and self._has_time[0].is_reading:
+                self._carry_out([self._has_time.popleft()], self._read)
+            self._rotate_if_due(is_quiet=is_quiet)
         if self._connection.in_transaction:  # under sabotage
             self._connection.execute("COMMIT")
         self._connection.close()
 
-    def _next_group(self) -> tuple[list[_Work], bool]:
-        """What waits now, at least one piece of work; and whether no more will come."""
+    def _carry_out(self, group: list[_Work], how: Callable[[list[_Work]], None]) -> None:
+        try:
+            how(group)
+        except Exception as error:  # noqa: BLE001 - the thread outlives any group; those who wait are told
+            _log.exception("journal.group_failed", records=len(group))
+            for work in group:
+                work.error = error
+        _deliver(group)
+
+    def _next_group(self, is_last: bool) -> tuple[list[_Work], bool]:
+        """What waits now, with at most one piece of what has time; and whether no more will come.
+
+        Nothing waits when the next that has time only reads, or when it has been quiet for long.
+        """
         group: list[_Work] = []
-        while not group or (len(group) < _GROUP_LIMIT and not self._queue.empty()):
-            work = self._queue.get()
+        while not is_last and (not group or (len(group) < _GROUP_LIMIT and not self._queue.empty())):
+            try:
+                work = self._queue.get(timeout=self._patience_s())
+            except Empty:
+                break
             if work is None:
-                return group, True
-            group.append(work)
-        return group, False
+                is_last = True
+            elif work.has_time:
+                self._has_time.append(work)
+            else:
+                group.append(work)
+        if self._has_time and not self._has_time[0].is_reading:
+            group.append(self._has_time.popleft())
+        return group, is_last
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for work that is urgent; None for ever."""
+        if not self._has_time:
+            return _QUIET_S if self._pages_since_rotation >= _ROTATION_PAGES_WHEN_QUIET else None
+        return 0.0 if self._has_time[0].is_reading else _PATIENCE_S
+
+    def _read(self, group: list[_Work]) -> None:
+        (work,) = group
+        try:
+            work.result = work.run(self._connection)
+        except sqlite3.Error as error:
+            self._metrics.failed_writes.inc()
+            self._remedy(work, error)
 
     def _commit(self, group: list[_Work]) -> None:
         if any(work.needs_room for work in group) and not self._space.has_room(self._connection):
@@ -155,12 +213,12 @@ class GroupCommit:
         else:
             work.error = self._space.full()
 
-    def _rotate_if_due(self) -> None:
+    def _rotate_if_due(self, *, is_quiet: bool) -> None:
         """Move SQLite's log into the main file now and then, when nobody waits for what is in it."""
-        changes = self._connection.total_changes
-        if self._commits_since_rotation < _ROTATION_COMMITS and changes - self._rotated_at < _ROTATION_CHANGES:
+        due_at = _ROTATION_PAGES if self._queue.empty() else _ROTATION_PAGES_AT_MOST
+        if self._pages_since_rotation < (_ROTATION_PAGES_WHEN_QUIET if is_quiet else due_at):
             return
-        self._commits_since_rotation, self._rotated_at = 0, changes
+        self._pages_since_rotation = 0
         crash_point(CrashPoint.JOURNAL_BEFORE_ROTATION)
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -184,7 +242,7 @@ class GroupCommit:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        self._commits_since_rotation += 1
+        self._pages_since_rotation += _PAGES_PER_COMMIT + len(group) // _RECORDS_PER_PAGE
         self._metrics.commits.inc()
         self._metrics.group_size.observe(len(group))
 

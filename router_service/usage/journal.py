@@ -7,11 +7,13 @@ sync for many records and an idle one pays it alone. A record is durable when `o
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -35,8 +37,15 @@ _log = structlog.get_logger(__name__)
 # with a wrong checksum, and not an error that stops all that is behind it.
 _SELECT = (
     "SELECT sequence, CAST(payload AS BLOB), CAST(crc AS INTEGER), CAST(written_at AS REAL) "
-    "FROM outbox ORDER BY sequence"
+    "FROM outbox WHERE sequence > ? AND sequence < ? AND sequence NOT BETWEEN ? AND ? ORDER BY sequence"
 )
+_BEYOND_ALL = (1 << 63) - 1
+# Whoever opens or settles an attempt waits for at most one such piece, of less than half a millisecond.
+_ROWS_AT_ONCE = 128
+
+NONE = (0, 0)  # no sequences: they begin at 1
+
+Row = tuple[int, bytes, int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class SqliteJournal:
         self.epoch = epoch_of(connection)
         self._space = space
         self._thread = GroupCommit(connection, space, metrics)
+        self._live_at_s = -math.inf
         self._waiting = 0
         self._count_waiting(recovery.waiting)
         metrics.held.set(recovery.held)
@@ -119,8 +129,19 @@ class SqliteJournal:
         """Call `callback` on the event loop whenever there is something new to send."""
         self._on_settled = callback
 
+    @property
+    def waiting(self) -> int:
+        """How many events wait for the ledger."""
+        return self._waiting
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since an attempt was last opened or settled here; infinite when none was."""
+        return time.monotonic() - self._live_at_s
+
     async def opened(self, attempt: AttemptOpened) -> None:
         """See `routing.ports.UsageJournal`."""
+        self._live_at_s = time.monotonic()
         payload = interrupted_event(attempt).SerializeToString()
         row = (attempt.event_id.bytes, payload, checksum(payload))
 
@@ -135,6 +156,7 @@ class SqliteJournal:
         """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up: then the
         attempt stays opened, and is reported as interrupted at the next start.
         """
+        self._live_at_s = time.monotonic()
         payload = settled_event(attempt).SerializeToString()
         event_id = attempt.opened.event_id.bytes
         row = (event_id, payload, checksum(payload), time.time())
@@ -152,7 +174,7 @@ class SqliteJournal:
 
     async def held(self) -> list[HeldAttempt]:
         """See `routing.ports.UsageJournal`."""
-        attempts: list[HeldAttempt] = await self._thread.do(held_records.all_held)
+        attempts: list[HeldAttempt] = await self._thread.do_in_time(held_records.all_held, is_reading=True)
         return attempts
 
     async def release(self, event_id: UUID, late: LateUsage | None) -> bool:
@@ -163,34 +185,42 @@ class SqliteJournal:
             self._one_more_waits()
         return was_held
 
-    async def oldest(self, limit: int) -> list[JournalledEvent]:
-        """Up to `limit` events, the longest waiting first."""
-        rows = await self._read(f"{_SELECT} LIMIT ?", limit)
-        self._metrics.oldest_waiting.set(rows[0][3] if rows else 0)
+    async def oldest(self, limit: int, *, but: tuple[int, int] = NONE) -> list[JournalledEvent]:
+        """Up to `limit` events, the longest waiting first; `but`: without those of these sequences, both included."""
+        rows = await self._rows(limit, but, newest_first=False)
+        if rows or but == NONE:
+            self._metrics.oldest_waiting.set(rows[0][3] if rows else 0)
         return await self._sound(rows)
 
-    async def newest(self, limit: int) -> list[JournalledEvent]:
-        """Up to `limit` events, the latest first."""
-        return await self._sound(await self._read(f"{_SELECT} DESC LIMIT ?", limit))
+    async def newest(self, limit: int, *, but: tuple[int, int] = NONE) -> list[JournalledEvent]:
+        """Up to `limit` events, the latest first; `but` as for `oldest`."""
+        return await self._sound(await self._rows(limit, but, newest_first=True))
 
     async def remove(self, sequences: Sequence[int]) -> None:
         """Forget events that the ledger has acknowledged."""
-        rows = [(sequence,) for sequence in sequences]
-
-        def delete(db: sqlite3.Connection) -> int:
-            removed = db.executemany("DELETE FROM outbox WHERE sequence = ?", rows).rowcount
-            crash_point(CrashPoint.JOURNAL_BEFORE_REMOVAL_SYNC)
-            return removed
-
-        self._count_waiting(-await self._thread.do(delete))
+        for first, last in _runs(sequences):
+            await self._remove_run(first, last)
         crash_point(CrashPoint.JOURNAL_AFTER_REMOVAL_SYNC)
+
+    async def _remove_run(self, first: int, last: int) -> None:
+        removed = 0
+
+        def delete(db: sqlite3.Connection) -> None:
+            nonlocal removed
+            removed = db.execute("DELETE FROM outbox WHERE sequence BETWEEN ? AND ?", (first, last)).rowcount
+            crash_point(CrashPoint.JOURNAL_BEFORE_REMOVAL_SYNC)
+
+        # Counted also when whoever removes is stopped meanwhile.
+        await self._thread.do_in_time(delete, then=lambda: self._count_waiting(-removed))
 
     async def bury(self, reasons: Sequence[tuple[int, str]]) -> None:
         """Set events aside that the ledger will never take; they stay in the file for a person to look at."""
         now_s = time.time()
         moves = [(reason, now_s, sequence) for sequence, reason in reasons]
+        moved = 0
 
-        def move(db: sqlite3.Connection) -> int:
+        def move(db: sqlite3.Connection) -> None:
+            nonlocal moved
             db.executemany(
                 "INSERT OR REPLACE INTO dead_letter (sequence, event_id, payload, crc, reason, moved_at) "
                 "SELECT sequence, event_id, payload, crc, ?, ? FROM outbox WHERE sequence = ?",
@@ -199,9 +229,8 @@ class SqliteJournal:
             sequences = [(sequence,) for sequence, _ in reasons]
             moved = db.executemany("DELETE FROM outbox WHERE sequence = ?", sequences).rowcount
             crash_point(CrashPoint.JOURNAL_BEFORE_BURIAL_SYNC)
-            return moved
 
-        self._count_waiting(-await self._thread.do(move))
+        await self._thread.do(move, then=lambda: self._count_waiting(-moved))
         crash_point(CrashPoint.JOURNAL_AFTER_BURIAL_SYNC)
         for _, reason in reasons:
             self._metrics.dead_letters.labels(reason).inc()
@@ -209,13 +238,13 @@ class SqliteJournal:
     async def takes_new_work(self) -> bool:
         """Whether a new attempt could be opened now: the file works and is not full."""
         try:
-            return bool(await self._thread.do(self._space.has_room))
+            return bool(await self._thread.do_in_time(self._space.has_room, is_reading=True))
         except ServiceError:
             return False
 
     async def state(self) -> JournalState:
         """How the journal stands, all at one moment; also brings the metrics of size and age up to date."""
-        stored: JournalState = await self._thread.do(_state_of)
+        stored: JournalState = await self._thread.do_in_time(_state_of, is_reading=True)
         state = replace(stored, waiting=self._waiting)
         self._metrics.opened.set(state.opened)
         self._metrics.oldest_waiting.set(state.oldest_waiting_s or 0)
@@ -242,19 +271,44 @@ class SqliteJournal:
         self._metrics.records.labels("held").inc()
         self._metrics.held.inc()
 
-    async def _read(self, query: str, limit: int) -> list[tuple[int, bytes, int, float]]:
-        rows: list[tuple[int, bytes, int, float]] = await self._thread.do(
-            lambda db: db.execute(query, (limit,)).fetchall()
-        )
+    async def _rows(self, limit: int, but: tuple[int, int], *, newest_first: bool) -> list[Row]:
+        """Up to `limit` rows, read piece by piece; what is settled meanwhile is seen by the next reading."""
+        rows: list[Row] = []
+        query = f"{_SELECT} DESC LIMIT ?" if newest_first else f"{_SELECT} LIMIT ?"
+        above, below = 0, _BEYOND_ALL
+        while len(rows) < limit:
+            wanted = min(limit - len(rows), _ROWS_AT_ONCE)
+            read = partial(_fetch, query=query, bounds=(above, below, *but, wanted))
+            piece: list[Row] = await self._thread.do_in_time(read, is_reading=True)
+            rows += piece
+            if len(piece) < wanted:
+                break
+            above, below = (above, piece[-1][0]) if newest_first else (piece[-1][0], below)
         return rows
 
-    async def _sound(self, rows: Sequence[tuple[int, bytes, int, float]]) -> list[JournalledEvent]:
+    async def _sound(self, rows: Sequence[Row]) -> list[JournalledEvent]:
         """The rows whose bytes are as they were written; the others are set aside."""
         damaged = [(sequence, "checksum") for sequence, payload, crc, _ in rows if checksum(payload) != crc]
         if damaged:
             _log.error("journal.records_damaged", count=len(damaged))
             await self.bury(damaged)
         return [JournalledEvent(sequence, payload) for sequence, payload, crc, _ in rows if checksum(payload) == crc]
+
+
+def _fetch(db: sqlite3.Connection, *, query: str, bounds: tuple[int, ...]) -> list[Row]:
+    return db.execute(query, bounds).fetchall()
+
+
+def _runs(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each run without a gap, of at most `_ROWS_AT_ONCE`: one statement deletes it."""
+    first = last = 0
+    for sequence in sorted(sequences):
+        if first and (sequence != last + 1 or sequence - first >= _ROWS_AT_ONCE):
+            yield first, last
+            first = 0
+        first, last = first or sequence, sequence
+    if first:
+        yield first, last
 
 
 def _state_of(db: sqlite3.Connection) -> JournalState:

@@ -3,6 +3,9 @@
 Two lanes take turns: one sends the oldest events, the other, while there is a backlog, the newest, so that an outage's
 backlog does not keep live figures waiting. Nothing is dropped for its age. An event leaves the journal only when
 usage_service has said that it is stored, or that it never can be.
+
+A backlog is sent as fast as it goes while the router has nothing else to do. Beside requests it is sent in smaller
+batches and at a bounded rate, as long as it shrinks all the same: both share one interpreter, and requests go first.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +25,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from router_service.usage.encode import record_usage_request
-from router_service.usage.journal import JournalledEvent, SqliteJournal
+from router_service.usage.journal import NONE, JournalledEvent, SqliteJournal
 from router_service.usage.metrics import UsageMetrics
 from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_armed, is_sabotaged
 from turnpike.usage.v1 import usage_service_pb2
@@ -32,6 +36,9 @@ MAX_BATCH_BYTES = 1 << 20  # usage_service takes 8 MiB; a batch that it refuses 
 
 _RECORD_USAGE = "/turnpike.usage.v1.UsageService/RecordUsage"
 _LEAVING_S = 0.1  # that a batch takes at most to leave the process; waited for only where it shall die afterwards
+_LANES = 2
+_REQUESTS_WITHIN_S = 0.5  # since when there are said to be requests
+_LOOKS_EVERY_S = 2.0  # whether the backlog shrinks
 _LONGEST_ASKED_PAUSE_S = 300.0  # what an answer may ask for; beyond that it is taken for a mistake
 _DONE = frozenset({usage_service_pb2.RECORD_DISPOSITION_ACCEPTED, usage_service_pb2.RECORD_DISPOSITION_DUPLICATE})
 _BURIED = {
@@ -45,6 +52,8 @@ class SenderSettings:
     """How the sender paces itself. Counts are events, times are seconds."""
 
     batch_size: int = 500
+    batch_size_beside_requests: int = 128
+    backlog_per_s_beside_requests: float = 6_000.0  # of both lanes together; what is settled goes on top
     gather_s: float = 0.2  # how long a first event waits for others to travel with
     call_timeout_s: float = 5.0
     first_backoff_s: float = 0.2
@@ -56,11 +65,15 @@ class _Pace:
     """When the next batch may go: after failures with full jitter, or when usage_service asked for room.
 
     `in_flight` holds the sequences of events that a lane is sending, so that the other lane leaves them alone.
+    `waited` events waited at `looked_at_s`; fewer do now when the backlog shrinks.
     """
 
     not_before_s: float = 0.0
     failures: int = 0
     in_flight: set[int] = field(default_factory=set)
+    looked_at_s: float = 0.0
+    waited: int = 0
+    shrinks: bool = True
 
 
 class UsageSender:
@@ -124,6 +137,8 @@ class UsageSender:
             news.clear()
             is_last_try = self._stop_asked.is_set()
             found_something = True
+            began_s = self._now_s()
+            batch: list[JournalledEvent] = []
             try:
                 batch = await self._next_batch(newest_first=newest_first)
                 found_something = bool(batch)
@@ -137,15 +152,36 @@ class UsageSender:
             if not found_something:
                 await news.wait()
                 await self._pause(self._settings.gather_s)
-            await self._pause(self._pace.not_before_s - self._now_s())
+            breath_s = self._breath_s(len(batch)) if batch else 0.0
+            await self._pause(max(self._pace.not_before_s, began_s + breath_s) - self._now_s())
+
+    def _goes_slow(self) -> bool:
+        """Whether a backlog gives way: there are requests, and it shrinks all the same."""
+        now_s, waiting, pace = self._now_s(), self._journal.waiting, self._pace
+        since_s = now_s - pace.looked_at_s
+        if pace.failures or since_s >= _LOOKS_EVERY_S:
+            # What it grew by while nothing could be sent says nothing of how fast it is sent now.
+            pace.shrinks = bool(pace.failures) or waiting <= pace.waited or since_s >= 2 * _LOOKS_EVERY_S
+            pace.looked_at_s, pace.waited = now_s, waiting
+        return pace.shrinks and self._journal.idle_s < _REQUESTS_WITHIN_S
+
+    def _breath_s(self, sent: int) -> float:
+        """How long after the beginning of a batch the next one may go."""
+        if self._journal.waiting < self._settings.batch_size or not self._goes_slow():
+            return 0.0
+        return _LANES * sent / self._settings.backlog_per_s_beside_requests
 
     async def _next_batch(self, *, newest_first: bool) -> list[JournalledEvent]:
         size = self._settings.batch_size
-        limit = size + len(self._pace.in_flight)
-        events = await (self._journal.newest(limit) if newest_first else self._journal.oldest(limit))
-        if newest_first and len(events) < limit:
+        if self._goes_slow():
+            size = min(size, self._settings.batch_size_beside_requests)
+        others = self._pace.in_flight
+        if newest_first and self._journal.waiting < size + len(others):
             return []  # no backlog: the other lane has it all
-        batch = _up_to(size, [event for event in events if event.sequence not in self._pace.in_flight])
+        but = (min(others), max(others)) if others else NONE
+        events = await (self._journal.newest(size, but=but) if newest_first else self._journal.oldest(size, but=but))
+        # The other lane may have read at the same time.
+        batch = _up_to(size, [event for event in events if event.sequence not in others])
         self._pace.in_flight.update(event.sequence for event in batch)
         return batch
 
@@ -177,13 +213,16 @@ class UsageSender:
     async def _settle(self, batch: list[JournalledEvent], response: usage_service_pb2.RecordUsageResponse) -> None:
         done: list[int] = []
         buried: list[tuple[int, str]] = []
+        dispositions: Counter[int] = Counter()
         for entry, result in zip(batch, response.results, strict=False):
-            self._metrics.sent.labels(_name(result.disposition)).inc()
+            dispositions[result.disposition] += 1
             if result.disposition in _DONE:
                 done.append(entry.sequence)
             elif reason := _BURIED.get(result.disposition):
                 buried.append((entry.sequence, reason))
                 _log.error("usage.refused", event_id=result.event_id, reason=reason, error=result.error.message)
+        for disposition, count in dispositions.items():
+            self._metrics.sent.labels(_name(disposition)).inc(count)
         if done:
             await self._journal.remove(done)
         if buried:

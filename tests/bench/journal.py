@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import resource
 import statistics
@@ -25,6 +26,8 @@ from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 from tests.support.fake_usage_service import FakeUsageService, serving
+
+_ROUND_S = 4.0
 
 
 class _Counting(FakeUsageService):
@@ -57,8 +60,12 @@ async def _attempts(journal: SqliteJournal, count: int, at_once: int) -> tuple[f
     return time.perf_counter() - began, waits
 
 
+def _cuts(waits: Sequence[float]) -> list[float]:
+    return statistics.quantiles(waits, n=100)
+
+
 def _ms(waits: Sequence[float]) -> str:
-    cuts = statistics.quantiles(waits, n=100)
+    cuts = _cuts(waits)
     return f"p50 {cuts[49] * 1000:.2f} ms, p99 {cuts[98] * 1000:.2f} ms"
 
 
@@ -70,33 +77,58 @@ async def _cost(directory: Path) -> None:
         await journal.close()
 
 
-async def _backlog(directory: Path, count: int, target: str) -> None:
-    """Live attempts beside a backlog that drains, over live attempts alone."""
+async def _backlog(directory: Path, count: int, target: str, rounds: int) -> None:
+    """Live attempts beside a backlog that drains, over live attempts alone: by turns, so that both have one machine."""
     journal = _open(directory / "backlog")
-    await _attempts(journal, count, 256)
-    alone = (await _paced(journal, 5.0))[1]
-    began = time.perf_counter()
+    await _settle(journal, count)
+    alone: list[list[float]] = []
+    beside: list[list[float]] = []
+    sent, took_s = 0, 0.0
     async with usage_channel(target) as channel:
-        sender = UsageSender(journal, channel, router_id="bench", metrics=journal_metrics())
-        sender.start()
-        beside: list[float] = []
-        while (await journal.state()).waiting > 500:
-            beside += (await _paced(journal, 1.0))[1]
-        seconds = time.perf_counter() - began
-        await sender.stop(30)
+        while journal.waiting > 500:
+            alone.append(await _paced(journal, _ROUND_S) if len(alone) < rounds else [])
+            sender = UsageSender(journal, channel, router_id="bench", metrics=journal_metrics())
+            before, began = journal.waiting, time.perf_counter()
+            sender.start()
+            beside.append([])
+            while journal.waiting > 500 and (len(beside) >= rounds or time.perf_counter() < began + _ROUND_S):
+                beside[-1] += await _paced(journal, 0.25)
+            sent, took_s = sent + before - journal.waiting, took_s + time.perf_counter() - began
+            await sender.stop(0)
     await journal.close()
-    print(f"backlog of {count:,} drained at {count / seconds:,.0f}/s beside 100 live attempts/s")
-    print(f"  live, alone:  opened {_ms(alone)}\n  live, beside: opened {_ms(beside)}")
+    pairs = [(one, two) for one, two in zip(alone, beside, strict=True) if len(one) > 100 and len(two) > 100]
+    print(f"backlog of {count:,} drained at {sent / took_s:,.0f}/s beside 100 live attempts/s")
+    if not pairs:
+        print("  it is drained too soon for a ratio: a longer one, please")
+        return
+    for cut, name in ((49, "p50"), (98, "p99")):
+        ratios = [_cuts(two)[cut] / _cuts(one)[cut] for one, two in pairs]
+        print(
+            f"  live opened {name}, beside over alone: {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds of {_ROUND_S:.0f} s)"
+        )
+    together = [[wait for waits in each for wait in waits] for each in (alone, beside)]
+    print(f"  all rounds, alone:  opened {_ms(together[0])}\n  all rounds, beside: opened {_ms(together[1])}")
 
 
-async def _paced(journal: SqliteJournal, seconds: float) -> tuple[int, list[float]]:
-    """One hundred attempts a second, for so long."""
+async def _settle(journal: SqliteJournal, count: int) -> None:
+    """A backlog, as fast as it can be written."""
+
+    async def worker(number: int) -> None:
+        for _ in range(number):
+            await journal.settled(settled_attempt(uuid7()))
+
+    await asyncio.gather(*(worker(count // 500) for _ in range(500)))
+
+
+async def _paced(journal: SqliteJournal, seconds: float) -> list[float]:
+    """One hundred attempts a second, for so long: what each waited for its `opened`."""
     waits: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         waits += (await _attempts(journal, 1, 1))[1]
         await asyncio.sleep(0.01)
-    return len(waits), waits
+    return waits
 
 
 async def _outage(directory: Path, seconds: float) -> None:
@@ -113,8 +145,11 @@ async def _outage(directory: Path, seconds: float) -> None:
         await sender.stop(1)
     await journal.close()
     tenth = max(1, len(samples) // 10)
-    first, last = statistics.median(samples[tenth : 2 * tenth]), statistics.median(samples[-tenth:])
-    print(f"outage of {seconds:.0f} s, {written:,} attempts: RSS {first:.0f} MiB after a tenth, {last:.0f} at the end")
+    first, last = statistics.median(samples[: 2 * tenth]), statistics.median(samples[-tenth:])
+    print(
+        f"outage of {seconds:.0f} s, {written:,} attempts: "
+        f"RSS {first:.0f} MiB in its first fifth, {last:.0f} at the end"
+    )
 
 
 def _rss_mib() -> float:
@@ -126,7 +161,8 @@ def _usage_service(pipe: Connection) -> None:
     async def serve() -> None:
         async with serving(_Counting()) as target:
             pipe.send(target)
-            await asyncio.Event().wait()
+            with contextlib.suppress(EOFError):
+                await asyncio.to_thread(pipe.recv)  # until the bench ends, however it ends
 
     uvloop.run(serve())
 
@@ -134,14 +170,15 @@ def _usage_service(pipe: Connection) -> None:
 async def _run(options: argparse.Namespace, target: str) -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         await _cost(Path(directory))
-        await _backlog(Path(directory), options.backlog, target)
+        await _backlog(Path(directory), options.backlog, target, options.rounds)
         await _outage(Path(directory), options.outage_s)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backlog", type=int, default=100_000, help="events that wait when the ledger comes back")
+    parser.add_argument("--backlog", type=int, default=200_000, help="events that wait when the ledger comes back")
+    parser.add_argument("--rounds", type=int, default=8, help="of live attempts alone and beside the backlog")
     parser.add_argument("--outage-s", type=float, default=30.0, help="how long nobody takes the events")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
@@ -149,6 +186,7 @@ def main() -> None:
     ours, theirs = context.Pipe()
     service = context.Process(target=_usage_service, args=(theirs,), daemon=True)
     service.start()
+    theirs.close()  # so that the service hears of the end of the other
     try:
         uvloop.run(_run(options, ours.recv()))
     finally:

@@ -15,7 +15,7 @@ import pytest
 import uuid_utils.compat
 
 from router_service.usage.channel import usage_channel
-from router_service.usage.journal import JournalledEvent, SqliteJournal
+from router_service.usage.journal import NONE, JournalledEvent, SqliteJournal
 from router_service.usage.journal_file import checksum
 from router_service.usage.sender import MAX_BATCH_BYTES, SenderSettings, UsageSender
 from tests.support.attempts import journal_metrics, settled_attempt
@@ -59,8 +59,8 @@ class SettlesWhileItIsRead(SqliteJournal):
 
     late: asyncio.Event | None = None
 
-    async def oldest(self, limit: int) -> list[JournalledEvent]:
-        found = await super().oldest(limit)
+    async def oldest(self, limit: int, *, but: tuple[int, int] = NONE) -> list[JournalledEvent]:
+        found = await super().oldest(limit, but=but)
         if not found and self.late is not None and not self.late.is_set():
             self.late.set()
             await self.settled(settled_attempt(new_id()))
