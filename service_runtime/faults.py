@@ -40,6 +40,10 @@ class CrashPoint(StrEnum):
     JOURNAL_AFTER_REMOVAL_SYNC = "journal_after_removal_sync"
     JOURNAL_BEFORE_BURIAL_SYNC = "journal_before_burial_sync"  # refused for good, not yet a dead letter
     JOURNAL_AFTER_BURIAL_SYNC = "journal_after_burial_sync"
+    JOURNAL_BEFORE_HELD_SYNC = "journal_before_held_sync"  # settled with an estimate, until its provider has counted
+    JOURNAL_AFTER_HELD_SYNC = "journal_after_held_sync"
+    JOURNAL_BEFORE_RELEASE_SYNC = "journal_before_release_sync"  # moved to the outbox, not yet committed
+    JOURNAL_AFTER_RELEASE_SYNC = "journal_after_release_sync"
     JOURNAL_BEFORE_ROTATION = "journal_before_rotation"  # of SQLite's log: its pages go to the main file
     JOURNAL_AFTER_ROTATION = "journal_after_rotation"
     RECOVERY_BEFORE_SYNC = "recovery_before_sync"  # at start: running attempts become events

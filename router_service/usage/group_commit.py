@@ -13,9 +13,10 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_sabotag
 _log = structlog.get_logger(__name__)
 
 _GROUP_LIMIT = 512
+_KEPT_AT_MOST = 4_096  # pieces of work that found no room and are tried again; some megabytes
+_RETRY_S = 1.0
 _PATIENCE_S = 0.004  # that work which has time waits for a commit to ride along with
 # SQLite's log is moved into the main file once nothing has come for so long, sooner from the second number of pages on
 # when nobody waits, and from the third on in any case: two syncs of the disk, for which everybody who comes waits. The
@@ -64,7 +67,8 @@ class DiskSpace(Protocol):
 class _Work:
     """One statement for the thread, and who waits for it. `needs_room` marks work that a full journal refuses.
 
-    `has_time` marks work that nobody's request waits for, `is_reading` such of it as needs no transaction.
+    `has_time` marks work that nobody's request waits for, `is_reading` such of it as needs no transaction, and
+    `is_kept` work that is done later when there is no room for it now, though whoever waits is told so at once.
     """
 
     run: Statement
@@ -73,6 +77,7 @@ class _Work:
     then: Callable[[], None] | None = None
     has_time: bool = False
     is_reading: bool = False
+    is_kept: bool = False
     result: Any = None
     error: Exception | None = None
 
@@ -88,17 +93,28 @@ class GroupCommit:
         self._is_closed = False
         self._has_time: deque[_Work] = deque()  # the thread's own
         self._pages_since_rotation = 0
+        self._kept: list[_Work] = []
+        self._retry_at_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
-    async def do(self, run: Statement, *, needs_room: bool = False, then: Callable[[], None] | None = None) -> Any:
+    async def do(
+        self,
+        run: Statement,
+        *,
+        needs_room: bool = False,
+        is_kept: bool = False,
+        then: Callable[[], None] | None = None,
+    ) -> Any:
         """Run a statement in the next commit; its result, once that is on disk.
 
-        Whoever stops waiting does not undo it: `then` runs on the event loop after the commit in any case.
+        Whoever stops waiting does not undo it: `then` runs on the event loop after the commit in any case. A statement
+        that `is_kept` runs once there is room again, within bounds, after its caller was told that there is none.
         Raises what the statement raised, or the space's `full()` when the disk or the journal is full, or
         UNAVAILABLE JOURNAL_DAMAGED when SQLite cannot make sense of the file.
         """
-        return await self._ask(_Work(run, asyncio.get_running_loop().create_future(), needs_room, then))
+        waiter = asyncio.get_running_loop().create_future()
+        return await self._ask(_Work(run, waiter, needs_room, then, is_kept=is_kept))
 
     async def do_in_time(
         self, run: Statement, *, is_reading: bool = False, then: Callable[[], None] | None = None
@@ -131,6 +147,8 @@ class GroupCommit:
             is_quiet = not (group or self._has_time)
             if self._has_time and self._has_time[0].is_reading:
                 self._carry_out([self._has_time.popleft()], self._read)
+            if self._kept and (is_last or time.monotonic() >= self._retry_at_s):
+                self._write_kept()
             self._rotate_if_due(is_quiet=is_quiet)
         if self._connection.in_transaction:  # under sabotage
             self._connection.execute("COMMIT")
@@ -169,6 +187,8 @@ class GroupCommit:
     def _patience_s(self) -> float | None:
         """How long to wait for work that is urgent; None for ever."""
         if not self._has_time:
+            if self._kept:
+                return _RETRY_S
             return _QUIET_S if self._pages_since_rotation >= _ROTATION_PAGES_WHEN_QUIET else None
         return 0.0 if self._has_time[0].is_reading else _PATIENCE_S
 
@@ -183,7 +203,8 @@ class GroupCommit:
     def _commit(self, group: list[_Work]) -> None:
         if any(work.needs_room for work in group) and not self._space.has_room(self._connection):
             for work in group:
-                work.error = self._space.full() if work.needs_room else None
+                if work.needs_room:
+                    self._refuse(work)
         admitted = [work for work in group if work.error is None]
         if admitted:
             self._write(admitted)
@@ -211,7 +232,29 @@ class GroupCommit:
         elif not work.needs_room and self._space.release_reserve():
             self._write([work])
         else:
-            work.error = self._space.full()
+            self._refuse(work)
+
+    def _refuse(self, work: _Work) -> None:
+        self._metrics.refusals.labels("new" if work.needs_room else "running").inc()
+        work.error = self._space.full()
+        if work.is_kept and len(self._kept) < _KEPT_AT_MOST:
+            again = replace(work, is_kept=False, result=None, error=None)
+            self._kept.append(again)
+            self._metrics.kept.set(len(self._kept))
+            self._retry_at_s = time.monotonic() + _RETRY_S
+
+    def _write_kept(self) -> None:
+        """Try again what found no room; all of it goes into one commit, or stays."""
+        try:
+            self._transact(self._kept)
+        except Exception:  # noqa: BLE001 - whatever it is, the thread outlives it, and they are tried again
+            self._metrics.failed_writes.inc()
+            self._retry_at_s = time.monotonic() + _RETRY_S
+            return
+        _log.info("journal.kept_records_written", records=len(self._kept))
+        done, self._kept = self._kept, []
+        self._metrics.kept.set(0)
+        _deliver(done)
 
     def _rotate_if_due(self, *, is_quiet: bool) -> None:
         """Move SQLite's log into the main file now and then, when nobody waits for what is in it."""

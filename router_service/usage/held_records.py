@@ -14,6 +14,7 @@ import msgspec
 from router_service.domain.usage import HeldAttempt, LateEnquiry, LateUsage
 from router_service.usage.encode import amended_event
 from router_service.usage.journal_file import checksum
+from service_runtime.faults import CrashPoint, crash_point
 from turnpike.usage.v1 import usage_event_pb2
 
 
@@ -25,6 +26,7 @@ def holding(row: tuple[bytes, bytes, int, float], enquiry: LateEnquiry) -> Calla
     def write(db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM opened WHERE event_id = ?", (event_id,))
         db.execute("INSERT INTO held (event_id, payload, crc, enquiry, written_at) VALUES (?, ?, ?, ?, ?)", held)
+        crash_point(CrashPoint.JOURNAL_BEFORE_HELD_SYNC)
 
     return write
 
@@ -50,6 +52,7 @@ def releasing(event_id: UUID, late: LateUsage | None, now_s: float) -> Callable[
             (event_id.bytes, payload, crc, now_s),
         )
         db.execute("DELETE FROM held WHERE event_id = ?", (event_id.bytes,))
+        crash_point(CrashPoint.JOURNAL_BEFORE_RELEASE_SYNC)
         return True
 
     return write

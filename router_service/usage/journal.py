@@ -153,15 +153,20 @@ class SqliteJournal:
         crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
 
     async def settled(self, attempt: AttemptSettled) -> None:
-        """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up: then the
-        attempt stays opened, and is reported as interrupted at the next start.
+        """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up.
+
+        The record is then written once there is room again, unless the process ends before, or too many wait: such an
+        attempt stays opened, and is reported as interrupted at the next start. So is one that was to be absorbed by
+        another, which does not follow now: it has become the outcome of its request.
         """
         self._live_at_s = time.monotonic()
         payload = settled_event(attempt).SerializeToString()
         event_id = attempt.opened.event_id.bytes
         row = (event_id, payload, checksum(payload), time.time())
         if attempt.enquiry is not None:
-            await self._thread.do(held_records.holding(row, attempt.enquiry), then=self._one_more_is_held)
+            write_held = held_records.holding(row, attempt.enquiry)
+            await self._thread.do(write_held, is_kept=not attempt.absorbed, then=self._one_more_is_held)
+            crash_point(CrashPoint.JOURNAL_AFTER_HELD_SYNC)
             return
 
         def write(db: sqlite3.Connection) -> None:
@@ -169,7 +174,7 @@ class SqliteJournal:
             db.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)", row)
             crash_point(CrashPoint.JOURNAL_BEFORE_SETTLED_SYNC)
 
-        await self._thread.do(write, then=self._one_more_waits)
+        await self._thread.do(write, is_kept=not attempt.absorbed, then=self._one_more_waits)
         crash_point(CrashPoint.JOURNAL_AFTER_SETTLED_SYNC)
 
     async def held(self) -> list[HeldAttempt]:
@@ -180,6 +185,7 @@ class SqliteJournal:
     async def release(self, event_id: UUID, late: LateUsage | None) -> bool:
         """See `routing.ports.UsageJournal`."""
         was_held: bool = await self._thread.do(held_records.releasing(event_id, late, time.time()))
+        crash_point(CrashPoint.JOURNAL_AFTER_RELEASE_SYNC)
         if was_held:
             self._metrics.held.dec()
             self._one_more_waits()

@@ -45,6 +45,19 @@ class UsageMetrics:
             "When the longest waiting event was written; 0 when none waits.",
             registry=registry,
         )
+        self.refusals = Counter(
+            "turnpike_router_journal_refusals",
+            "Records that found no room in journal or on disk: `new` attempts, which were refused, or `running` ones.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in ("new", "running"):
+            self.refusals.labels(kind)  # so that an alert finds 0 rather than nothing
+        self.kept = Gauge(
+            "turnpike_router_journal_kept_records",
+            "Ends of attempts that found no room on the disk and are in memory until there is some.",
+            registry=registry,
+        )
         self.failed_writes = Counter(
             "turnpike_router_journal_failed_writes",
             "Writes that the disk or SQLite refused, before any remedy.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Protocol
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_MNT_DETACH = 2
 _SIZE_MIB = 48
 
 
@@ -24,15 +26,22 @@ class Disk(Protocol):
     def heal(self, pid: int) -> None:
         """Give the room back."""
 
+    def close(self) -> None:
+        """Leave the directory as any other, with the journal in it, once no router runs."""
+
 
 class SmallFileSystem:
-    """A tmpfs, filled by a file. It lives in a mount namespace of this process and its children, and ends with them."""
+    """A tmpfs, filled by a file. It lives in a mount namespace of this process and its children, and ends with them;
+    until then nobody here could remove the directory that it is mounted on.
+    """
 
     how = f"a tmpfs of {_SIZE_MIB} MiB, filled to its last byte"
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         _mount("tmpfs", directory, "tmpfs", 0, f"size={_SIZE_MIB}m,mode=0700")
+        self._directory = directory
+        self._is_mounted = True
         self._ballast = directory / "ballast"
 
     def fill(self, pid: int) -> None:
@@ -46,6 +55,19 @@ class SmallFileSystem:
 
     def heal(self, pid: int) -> None:
         self._ballast.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if not self._is_mounted:
+            return
+        self._is_mounted = False
+        kept = self._directory.with_name(f"{self._directory.name}.kept")
+        try:
+            self._ballast.unlink(missing_ok=True)
+            shutil.copytree(self._directory, kept)
+        finally:
+            _unmount(self._directory)
+        self._directory.rmdir()
+        kept.rename(self._directory)
 
 
 class FileSizeLimit:
@@ -68,6 +90,9 @@ class FileSizeLimit:
         except ProcessLookupError:
             return  # it was killed meanwhile; the next one has no limit
 
+    def close(self) -> None:
+        """Nothing is left of it."""
+
 
 def small_disk(directory: Path) -> Disk:
     """The best of the two that this machine and user allow. Call it before anything is started."""
@@ -85,3 +110,9 @@ def _mount(source: str, target: Path, kind: str, flags: int, options: str) -> No
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(source.encode(), bytes(target), kind.encode() or None, flags, options.encode() or None) != 0:
         raise OSError(ctypes.get_errno(), f"cannot mount on {target}")
+
+
+def _unmount(target: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(bytes(target), _MNT_DETACH) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot unmount {target}")

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,16 +177,19 @@ class Site:
         ]
 
     async def stop(self) -> None:
-        """End whatever still runs, however the run went."""
-        for name, program in reversed(self.programs.items()):
-            program.signal(signal.SIGCONT)
-            if name == "postgres" and program.is_running:
-                await program.stop()
-            program.kill()
-        if self._proxy is not None:
-            self._proxy.stop()
-        if self._provider is not None:
-            self._provider.__exit__()
+        """End whatever still runs and give back the disk, however the run went and whatever cannot be ended."""
+        async with AsyncExitStack() as ends:
+            if self._disk is not None:
+                ends.callback(self._disk.close)
+            if self._provider is not None:
+                ends.callback(self._provider.__exit__)
+            if self._proxy is not None:
+                ends.callback(self._proxy.stop)
+            for name, program in self.programs.items():  # the last one is ended first
+                ends.callback(program.kill)
+                if name == "postgres" and program.is_running:
+                    ends.push_async_callback(program.stop)
+                ends.callback(program.signal, signal.SIGCONT)
 
     def _add_usage(self) -> None:
         environment = {

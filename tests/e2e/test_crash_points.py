@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.support.attempts import TENANT as SEEDED_TENANT
 from tests.support.forked import Forked, Nursery
 from tests.support.forked_site import RouterUnderTest, Site, eventually
 from tests.support.postgres import dsn_of
-from tests.support.provider_server import ProviderProcess
+from tests.support.provider_server import GENERATION, ProviderProcess
 
 AT_ONCE = 4  # requests beside each other when the process dies, so that a group of records is under way
 BACKLOG = 1_200  # more than the journal writes between two rotations of its log
@@ -54,6 +55,12 @@ WHILE_MENDING = {
     CrashPoint.TAKE_OVER_AFTER_RENAME: 1,
 }
 WHILE_BURYING = {CrashPoint.JOURNAL_BEFORE_BURIAL_SYNC: 1, CrashPoint.JOURNAL_AFTER_BURIAL_SYNC: 1}
+WHILE_HOLDING = {
+    CrashPoint.JOURNAL_BEFORE_HELD_SYNC: 1,
+    CrashPoint.JOURNAL_AFTER_HELD_SYNC: 1,
+    CrashPoint.JOURNAL_BEFORE_RELEASE_SYNC: 1,
+    CrashPoint.JOURNAL_AFTER_RELEASE_SYNC: 1,
+}
 WHILE_STORING = {
     CrashPoint.INGEST_BEFORE_INSERT: 2,
     CrashPoint.INGEST_BEFORE_COMMIT: 2,
@@ -66,6 +73,7 @@ SCENARIOS = (
     WHILE_RECOVERING,
     WHILE_MENDING,
     WHILE_BURYING,
+    WHILE_HOLDING,
     WHILE_STORING,
 )
 
@@ -211,6 +219,32 @@ def test_u1_a_router_that_dies_while_it_sets_a_refused_event_aside(router: Route
         assert connection.execute("SELECT event_id, reason FROM dead_letter").fetchall() == [
             (too_old.bytes, "rejected")
         ]
+
+
+@pytest.mark.parametrize("point", WHILE_HOLDING)
+def test_u1_u2_a_router_that_dies_while_a_record_waits_for_a_late_count(
+    site: Site, router: RouterUnderTest, point: CrashPoint
+) -> None:
+    settings = {
+        "ROUTER_OPENROUTER_BASE_URL": site.provider.base_url,
+        "OPENROUTER_API_KEY": "sk-or-v1-0123456789abcdef",
+        "ROUTER_ALLOWED_NETWORKS": "127.0.0.0/8",
+    }
+    model = f"ok?n=1000&gap_ms=10&id={uuid.uuid4().hex}"
+    site.provider.script(GENERATION, f"generation?prompt=31&completion=9&cost=0.00042&model={quote(model, safe='')}")
+    router.start(f"{point}:{WHILE_HOLDING[point]}", settings=settings)
+
+    router.leave(model)
+
+    assert_died_at(router.process, point)
+    router.start(settings=settings)
+    router.check()
+    (row,) = [row for row in router.rows() if row["model_name"] == model]
+    if point is CrashPoint.JOURNAL_BEFORE_HELD_SYNC:
+        assert (row["status"], row["usage_source"]) == ("interrupted", "estimated")
+    else:
+        assert (row["status"], row["usage_source"]) == ("cancelled", "provider_late")
+        assert (row["input_tokens"], row["output_tokens"]) == (31, 9)
 
 
 @pytest.mark.parametrize("point", WHILE_STORING)

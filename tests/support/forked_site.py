@@ -156,6 +156,22 @@ class RouterUnderTest:
                 self.history.failures[model] = error
         return model
 
+    def leave(self, model: str) -> None:
+        """One stream at OpenRouter, left after its first content."""
+        self.history.asked.add(model)
+        request = router_service_pb2.StreamCompletionRequest(
+            tenant_id=self.tenant_id,
+            messages=[completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="hello there")],
+            provider="openrouter",
+            model=model,
+        )
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            stream = router_service_pb2_grpc.RouterServiceStub(channel).StreamCompletion(request, timeout=20)
+            try:
+                next(event for event in stream if event.WhichOneof("event") == "delta")
+            finally:
+                stream.cancel()
+
     def ask_at_once(self, count: int) -> None:
         with ThreadPoolExecutor(count) as threads:
             list(threads.map(lambda _: self.ask(f"ok?n={TOKENS}&gap_ms=10"), range(count)))
@@ -180,7 +196,7 @@ class RouterUnderTest:
 
     def waiting(self) -> int:
         """Records in the journal that the ledger has not got."""
-        return self._count("opened") + self._count("outbox")
+        return self._count("opened") + self._count("held") + self._count("outbox")
 
     def _count(self, table: str) -> int:
         """Rows of a table, read beside the router that owns the journal."""

@@ -27,12 +27,14 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from service_runtime import become
 from tests.support.provider_scripts import behaviour_of
 
 GENERATION = "gen"  # the name under which enquiries after generations are scripted
@@ -313,7 +315,9 @@ class ProviderProcess:
 
     def __enter__(self) -> Self:
         files = ["--port-file", str(self._port_file), "--log-file", str(self._log_file)]
-        command = [sys.executable, "-m", self._module, *files, *self._arguments]
+        program = [sys.executable, "-m", self._module, *files, *self._arguments]
+        # Whatever becomes of the tester, its provider does not outlive it.
+        command = become.command_line(program, parent_dies=signal.SIGKILL)
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         give_up_at = time.monotonic() + 20
         while not (self._port_file.exists() and self._port_file.read_text().endswith("\n")):
@@ -328,12 +332,24 @@ class ProviderProcess:
         self._process.wait(10)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{int(self._port_file.read_text())}/v1"
 
     @property
     def served(self) -> list[Served]:
         return read_log(self._log_file)
+
+    def script(self, model: str, *scripts: str) -> None:
+        """As `ScriptedProvider.script`."""
+        body = json.dumps({"model": model, "scripts": scripts}).encode()
+        request = urllib.request.Request(self.base_url.removesuffix("/v1") + "/control/script", body)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200
 
     def wait_for(self, requests: int, *, within_s: float = 10.0) -> list[Served]:
         """`served`, once it holds that many: an answer is logged a moment after its last byte."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,36 @@ async def test_as_a_process_it_keeps_its_account_in_a_file(tmp_path: Path) -> No
         ("openai/gpt-oss-120b", 4, "complete")
     ]
     assert served[0].key_sha256 == hashlib.sha256(KEY.encode()).hexdigest()
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from tests.support.provider_server import ProviderProcess
+
+with ProviderProcess(Path(sys.argv[1])) as process:
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_as_a_process_it_does_not_outlive_a_tester_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as tester:
+        assert tester.stdout is not None
+        provider = Path(f"/proc/{int(tester.stdout.readline())}")
+        was_running = is_running(provider)
+        tester.kill()
+    give_up_at = time.monotonic() + 20
+    while is_running(provider) and time.monotonic() < give_up_at:
+        time.sleep(0.02)
+
+    assert was_running
+    assert not is_running(provider)
+
+
+def is_running(process: Path) -> bool:
+    """Whether it is there, and not only as an entry that nobody has asked for."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "XZ"
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import uuid_utils.compat
 from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal_file import open_journal
 from router_service.usage.journal_space import RESERVE_BYTES, JournalSpace
+from router_service.usage.metrics import UsageMetrics
 from service_runtime.errors import ServiceError
 from tests.support.attempts import journal_metrics
 
@@ -52,12 +54,19 @@ class Journal:
     disk: Disk
     clock: list[float]
     space: JournalSpace
+    metrics: UsageMetrics
 
-    async def write(self, *, needs_room: bool) -> None:
+    def refused(self) -> dict[str, float]:
+        """Refusals by kind."""
+        (family,) = self.metrics.refusals.collect()
+        return {sample.labels["kind"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
+
+    async def write(self, *, needs_room: bool, is_kept: bool = False) -> None:
         row = (new_id().bytes, b"payload", 0)
         await self.thread.do(
             lambda db: db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row) and None,
             needs_room=needs_room,
+            is_kept=is_kept,
         )
 
     async def count(self) -> int:
@@ -78,7 +87,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     metrics = journal_metrics()
     space = JournalSpace(tmp_path, max_bytes=1 << 30, metrics=metrics, now_s=lambda: clock[0])
     thread = GroupCommit(on_disk, space, metrics)
-    yield Journal(thread, disk, clock, space)
+    yield Journal(thread, disk, clock, space, metrics)
     await thread.close()
 
 
@@ -99,6 +108,7 @@ async def test_u4_a_full_disk_refuses_new_attempts_and_keeps_the_running_ones(jo
     assert new == "JOURNAL_FULL"
     assert [running, another] == ["written", "written"]
     assert await journal.count() == 2
+    assert journal.refused() == {"new": 1, "running": 0}
 
 
 async def test_while_the_reserve_is_gone_no_new_attempt_begins(journal: Journal) -> None:
@@ -106,6 +116,7 @@ async def test_while_the_reserve_is_gone_no_new_attempt_begins(journal: Journal)
     await outcomes(journal.write(needs_room=False))
 
     assert await outcomes(journal.write(needs_room=True)) == ["JOURNAL_FULL"]
+    assert journal.refused() == {"new": 1, "running": 0}
 
 
 async def test_when_even_the_reserve_is_used_up_everybody_is_told_and_nobody_hangs(journal: Journal) -> None:
@@ -117,6 +128,7 @@ async def test_when_even_the_reserve_is_used_up_everybody_is_told_and_nobody_han
     assert first == ["JOURNAL_FULL"] * 6
     assert second == ["JOURNAL_FULL"] * 6
     assert await journal.count() == 0
+    assert journal.refused() == {"new": 6, "running": 6}
 
 
 async def test_once_the_disk_has_room_again_new_attempts_begin_without_a_restart(journal: Journal) -> None:
@@ -127,6 +139,30 @@ async def test_once_the_disk_has_room_again_new_attempts_begin_without_a_restart
 
     assert await outcomes(journal.write(needs_room=True)) == ["written"]
     assert journal.disk.reserve.stat().st_size == RESERVE_BYTES
+
+
+async def test_what_ended_without_any_room_is_written_once_there_is_some_and_only_once(journal: Journal) -> None:
+    journal.disk.is_full, journal.disk.reserve_is_enough = True, False
+    told = await outcomes(*(journal.write(needs_room=False, is_kept=number < 3) for number in range(5)))
+    journal.disk.is_full = False
+    async with asyncio.timeout(20):
+        while await journal.count() == 0:
+            await asyncio.sleep(0.02)
+    await outcomes(journal.write(needs_room=False))
+
+    assert told == ["JOURNAL_FULL"] * 5
+    assert await journal.count() == 3 + 1
+    assert [sample.value for family in journal.metrics.kept.collect() for sample in family.samples] == [0]
+
+
+async def test_a_close_tries_once_more_what_found_no_room(journal: Journal, tmp_path: Path) -> None:
+    journal.disk.is_full, journal.disk.reserve_is_enough = True, False
+    await outcomes(journal.write(needs_room=False, is_kept=True))
+    journal.disk.is_full = False
+    await journal.thread.close()
+
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as file:
+        assert file.execute("SELECT count(*) FROM opened").fetchone() == (1,)
 
 
 async def test_a_fault_that_is_not_sqlites_reaches_those_who_wait_and_the_thread_goes_on(journal: Journal) -> None:
