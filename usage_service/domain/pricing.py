@@ -68,6 +68,12 @@ class Rates:
     cached_write_usd: Decimal | None = None
     reasoning_usd: Decimal | None = None
     max_prompt_tokens: int | None = None
+    # In the order of TokenCounts, in 10^-15 dollars per token: a cost is then a sum of whole numbers, in a quarter of
+    # the time. None when a rate has more than PRICE_DECIMALS, which no price book holds.
+    femtodollars_per_token: tuple[int, int, int, int, int] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "femtodollars_per_token", _femtodollars_per_token(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +152,46 @@ def price_usage(tokens: TokenCounts, price: Price | None) -> PricedUsage:
     rates = price.rates
     if not _hold_for(tokens, rates):
         return PricedUsage(PricingState.UNPRICED, None, None)
-    # cost_of(tokens, rates).total_usd, without the parts: this is asked for every event.
-    millionths = _EXACT.add(_prompt_millionths(tokens, rates), _completion_millionths(tokens, rates))
-    return PricedUsage(PricingState.PRICED, at_ledger_precision(_EXACT.scaleb(millionths, -6)), price.price_id)
+    # What at_ledger_precision(cost_of(tokens, rates).total_usd) is, sooner: this is asked for every event.
+    if rates.femtodollars_per_token is None:
+        millionths = _EXACT.add(_prompt_millionths(tokens, rates), _completion_millionths(tokens, rates))
+        cost_usd = at_ledger_precision(_EXACT.scaleb(millionths, -6))
+    else:
+        cost_usd = _whole_cost(tokens, rates.femtodollars_per_token)
+    return PricedUsage(PricingState.PRICED, cost_usd, price.price_id)
+
+
+def _femtodollars_per_token(rates: Rates) -> tuple[int, int, int, int, int] | None:
+    per_million = (
+        rates.input_usd,
+        rates.output_usd,
+        rates.input_usd if rates.cached_read_usd is None else rates.cached_read_usd,
+        rates.input_usd if rates.cached_write_usd is None else rates.cached_write_usd,
+        rates.output_usd if rates.reasoning_usd is None else rates.reasoning_usd,
+    )
+    # A millionth of a dollar per million is 10^-12 dollars per token, so nine decimals make whole 10^-15.
+    scaled = [_EXACT.scaleb(usd, PRICE_DECIMALS) for usd in per_million]
+    if any(one != one.to_integral_value() for one in scaled):
+        return None
+    input_rate, output_rate, cached_read_rate, cached_write_rate, reasoning_rate = map(int, scaled)
+    return input_rate, output_rate, cached_read_rate, cached_write_rate, reasoning_rate
+
+
+def _whole_cost(tokens: TokenCounts, rates: tuple[int, int, int, int, int]) -> Decimal:
+    """Price times tokens, rounded half to even at the ledger's 12 decimals."""
+    input_tokens, output_tokens, cached_read_tokens, cached_write_tokens, reasoning_tokens = tokens
+    input_rate, output_rate, cached_read_rate, cached_write_rate, reasoning_rate = rates
+    picodollars, rest = divmod(
+        input_tokens * input_rate
+        + output_tokens * output_rate
+        + cached_read_tokens * cached_read_rate
+        + cached_write_tokens * cached_write_rate
+        + reasoning_tokens * reasoning_rate,
+        1_000,
+    )
+    if rest > 500 or (rest == 500 and picodollars % 2):
+        picodollars += 1
+    return _EXACT.scaleb(Decimal(picodollars), -LEDGER_DECIMALS)
 
 
 def _hold_for(tokens: TokenCounts, rates: Rates) -> bool:
@@ -232,5 +275,7 @@ class PriceBook:
         history = self._entries.get((provider, model))
         if history is None:
             return None
+        if history[-1].effective_at <= at:  # nearly always, and then there is nothing to look for
+            return history[-1]
         following = bisect_right(history, at, key=attrgetter("effective_at"))
         return history[following - 1] if following > 0 else None

@@ -77,7 +77,7 @@ class GroupedLedger:
         while self._queue:
             first = self._queue[0]
             if not first.outcomes.done():
-                its_ids = {row.event.event_id.int for row in first.rows}
+                its_ids = {row.event.id_bits for row in first.rows}
                 if group and (len(ids) + len(its_ids) > self.max_rows or not ids.isdisjoint(its_ids)):
                     break
                 ids |= its_ids

@@ -10,10 +10,11 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from hashlib import blake2b
+from operator import attrgetter
 from typing import NamedTuple, Protocol, assert_never
 
 from service_runtime.errors import Category, ServiceError
-from usage_service.domain.pricing import PriceBook, PricingState, price_usage
+from usage_service.domain.pricing import PriceBook, PricingState, TokenCounts, price_usage
 from usage_service.domain.usage_event import EventRules, ReportedEvent, UsageEvent, Violation, validate
 from usage_service.metering.ports import (
     AlreadyStored,
@@ -30,6 +31,8 @@ from usage_service.metering.ports import (
 from usage_service.metering.pricing import ModelUse, Pricing
 
 _CONTENT_HASH_BYTES = 16
+_NO_TOKENS = TokenCounts()
+_DISPOSITION_OF = attrgetter("disposition")
 
 
 class Disposition(StrEnum):
@@ -136,7 +139,7 @@ class Recorder:
         elapsed_s = self._monotonic_s() - started_s
         self._recent_batch_s += (elapsed_s - self._recent_batch_s) / 8
         self._metrics.batch_stored(elapsed_s)
-        for disposition, number in Counter(outcome.disposition for outcome in outcomes).items():
+        for disposition, number in Counter(map(_DISPOSITION_OF, outcomes)).items():
             self._metrics.events_recorded(disposition, number)
         return outcomes
 
@@ -173,9 +176,9 @@ class Recorder:
         row_of: dict[int, int] = {}
         is_first: list[bool] = []
         for event, content_hash in zip(parsed, hashes, strict=True):
-            is_first.append(isinstance(event, UsageEvent) and event.event_id.int not in row_of)
+            is_first.append(isinstance(event, UsageEvent) and event.id_bits not in row_of)
             if isinstance(event, UsageEvent) and is_first[-1]:
-                row_of[event.event_id.int] = len(rows)
+                row_of[event.id_bits] = len(rows)
                 rows.append(_row(event, content_hash, batch, book))
         stored = await self._ledger.store(rows)
 
@@ -184,7 +187,7 @@ class Recorder:
             if not isinstance(event, UsageEvent):
                 outcomes.append(_rejected(event))
                 continue
-            place = row_of[event.event_id.int]
+            place = row_of[event.id_bits]
             outcome = _outcome(rows[place], stored[place], content_hash, is_first=first)
             if outcome.disposition is Disposition.ACCEPTED and outcome.pricing_state is PricingState.UNPRICED:
                 self._metrics.event_unpriced(event.reported.provider)
@@ -197,7 +200,7 @@ class Recorder:
         # Each model once, and at the earliest of its times: an entry that a vendor's price gets holds for all of them.
         first_used: dict[tuple[str, str], datetime] = {}
         for event in parsed:
-            if isinstance(event, UsageEvent) and event.tokens.total_tokens > 0:
+            if isinstance(event, UsageEvent) and event.reported.tokens != _NO_TOKENS:
                 key = (event.reported.provider, event.reported.model)
                 if key not in first_used or event.used_at < first_used[key]:
                     first_used[key] = event.used_at
@@ -230,10 +233,10 @@ def _content_hash(payload: bytes) -> bytes:
 
 
 def _row(event: UsageEvent, content_hash: bytes, batch: Batch, book: PriceBook) -> LedgerRow:
-    price = (
-        book.find(event.reported.provider, event.reported.model, event.used_at) if event.tokens.total_tokens else None
-    )
-    return LedgerRow(event, price_usage(event.tokens, price), content_hash, batch.router_id, batch.epoch)
+    reported = event.reported
+    tokens = reported.tokens
+    price = None if tokens == _NO_TOKENS else book.find(reported.provider, reported.model, event.used_at)
+    return LedgerRow(event, price_usage(tokens, price), content_hash, batch.router_id, batch.epoch)
 
 
 def _rejected(violations: tuple[Violation, ...]) -> Outcome:
@@ -249,7 +252,7 @@ def _outcome(first: LedgerRow, stored: StoreOutcome, content_hash: bytes, *, is_
     match stored:
         case Inserted():
             if is_first:
-                return Outcome(Disposition.ACCEPTED, cost_usd=first.priced.cost_usd, pricing_state=first.priced.state)
+                return Outcome(Disposition.ACCEPTED, "", (), first.priced.cost_usd, first.priced.state)
             held = AlreadyStored(first.content_hash, first.priced.cost_usd, first.priced.state, first.router_epoch)
             return _compared(held, content_hash, first.router_epoch)
         case AlreadyStored():

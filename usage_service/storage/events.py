@@ -16,7 +16,7 @@ from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash
 from service_runtime.ids import uuid7
 from service_runtime.postgres import Postgres, load_queries
 from usage_service.domain.pricing import PricingState
-from usage_service.domain.usage_event import UsageEvent
+from usage_service.domain.usage_event import ReportedEvent, UsageEvent
 from usage_service.metering.ports import (
     AlreadyStored,
     Inserted,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 COPY_FROM_ROWS = 300
 _ATTEMPTS = 6
 _FIRST_RETRY_S = 0.01
+_encode_json = msgspec.json.Encoder().encode
 _RANDOM_BITS = (1 << 62) - 1  # of a UUIDv7; before them come its version and its time, which is the row's
 
 _COLUMNS = (
@@ -129,13 +130,12 @@ class PostgresLedger:
         crash_point(CrashPoint.INGEST_BEFORE_INSERT)
         held: dict[Any, StoreOutcome] = {}
         async with self._postgres.transaction() as connection:
-            new_ids = await _insert(connection, records)
-            inserted = set(new_ids)
-            if len(new_ids) < len(rows):
+            inserted = await _insert(connection, records)
+            if len(inserted) < len(rows):
                 held = await _find_stored(connection, [row for row in rows if row.event.event_id not in inserted])
             crash_point(CrashPoint.INGEST_BEFORE_COMMIT)
         crash_point(CrashPoint.INGEST_AFTER_COMMIT)
-        if len(new_ids) == len(rows):
+        if len(inserted) == len(rows):
             return [Inserted()] * len(rows)
         return [
             Inserted() if row.event.event_id in inserted else held.get(row.event.event_id, _VANISHED) for row in rows
@@ -146,7 +146,7 @@ class PostgresLedger:
 _VANISHED = NotStoredNow("the row that was in the way has gone")
 
 
-async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> list[Any]:
+async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> set[Any]:
     """Insert and roll up; returns the ids that are new."""
     if len(records) >= COPY_FROM_ROWS:
         await connection.execute(_QUERIES["create_stage"])
@@ -156,7 +156,7 @@ async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) ->
         fetched = await connection.fetch(_INGEST_COPIED)
     else:
         fetched = await connection.fetch(_INGEST_ARRAYS, *zip(*records, strict=True))
-    return [record["id"] for record in fetched]
+    return {record["id"] for record in fetched}
 
 
 async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dict[Any, StoreOutcome]:
@@ -182,56 +182,34 @@ async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dic
 
 def _record(row: LedgerRow) -> tuple[Any, ...]:
     """The row's values in the order of `_COLUMNS`. Ids go as the text that they came as, which asyncpg encodes in C."""
-    event = row.event
+    event, (pricing_state, cost_usd, price_id), content_hash, router_id, router_epoch = row
     reported = event.reported
-    tokens = reported.tokens
+    # All at once and by place: this is done for every event, and so takes half the time.
+    (
+        _, tenant_id, request_id, attempt, provider, model, requested_model, endpoint, user_id, status, error_class,
+        error_message, absorbed, tokens, usage_source, funding, latency_ms, first_token_ms, _, _, sequence, _, _,
+    ) = reported  # fmt: skip
+    input_tokens, output_tokens, cached_read_tokens, cached_write_tokens, reasoning_tokens = tokens
     return (
-        _key(event),
-        reported.tenant_id,
-        reported.user_id,
-        reported.provider,
-        reported.model,
-        reported.endpoint,
-        event.used_at,
-        reported.latency_ms,
-        tokens.input_tokens,
-        tokens.output_tokens,
-        tokens.total_tokens,
-        row.priced.cost_usd,
-        event.status,
-        reported.error_message or None,
-        _metadata(row),
-        reported.request_id,
-        reported.attempt,
-        reported.requested_model,
-        reported.error_class,
-        reported.absorbed,
-        event.funding,
-        tokens.cached_read_tokens,
-        tokens.cached_write_tokens,
-        tokens.reasoning_tokens,
-        event.usage_source,
-        reported.first_token_ms,
-        row.priced.price_id,
-        row.priced.state,
-        event.provider_cost_usd,
-        row.router_id,
-        row.router_epoch,
-        reported.sequence,
-        row.content_hash,
-    )
+        _key(event), tenant_id, user_id, provider, model, endpoint, event.used_at, latency_ms, input_tokens,
+        output_tokens, sum(tokens), cost_usd, status, error_message or None, _metadata(reported), request_id,
+        attempt, requested_model, error_class, absorbed, funding, cached_read_tokens, cached_write_tokens,
+        reasoning_tokens, usage_source, first_token_ms, price_id, pricing_state, event.provider_cost_usd,
+        router_id, router_epoch, sequence, content_hash,
+    )  # fmt: skip
 
 
 def _key(event: UsageEvent) -> str:
     """The row's id, which is the event's: what is resent finds its row taken."""
     if is_sabotaged(Sabotage.NO_DEDUPE):
-        return str(UUID(int=event.event_id.int ^ uuid7().int & _RANDOM_BITS))
+        return str(UUID(int=event.id_bits ^ uuid7().int & _RANDOM_BITS))
     return event.reported.event_id
 
 
-def _metadata(row: LedgerRow) -> str:
+def _metadata(reported: ReportedEvent) -> str:
     """What has no column of its own: labels, task_type and decision, each only when it is there."""
-    reported = row.event.reported
+    if not (reported.labels or reported.task_type or reported.decision):
+        return "{}"
     fields: dict[str, object] = {}
     if reported.labels:
         fields["labels"] = reported.labels
@@ -239,7 +217,7 @@ def _metadata(row: LedgerRow) -> str:
         fields["task_type"] = reported.task_type
     if reported.decision:
         fields["decision"] = reported.decision
-    return msgspec.json.encode(fields).decode() if fields else "{}"
+    return _encode_json(fields).decode()
 
 
 def _description(error: Exception) -> str:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from usage_service.domain.pricing import (
@@ -17,6 +17,7 @@ from usage_service.domain.pricing import (
     Rates,
     TokenCounts,
     at_answer_precision,
+    at_ledger_precision,
     cost_of,
     price_usage,
 )
@@ -67,6 +68,28 @@ def test_a_cost_is_exact_whatever_the_numbers(tokens: TokenCounts, input_usd: De
     completion_tokens = tokens.output_tokens + tokens.reasoning_tokens
     expected = Fraction(input_usd) * tokens.prompt_tokens + Fraction(output_usd) * completion_tokens
     assert Fraction(cost.total_usd) == expected / 1_000_000
+
+
+@given(
+    st.builds(TokenCounts, TOKENS, TOKENS, TOKENS, TOKENS, TOKENS),
+    st.builds(Rates, USD_PER_MILLION, USD_PER_MILLION, *[st.none() | USD_PER_MILLION] * 3),
+)
+def test_what_is_booked_is_the_exact_cost_rounded_once(tokens: TokenCounts, rates: Rates) -> None:
+    assume(tokens.total_tokens > 0)
+    exact = cost_of(tokens, rates)
+    assert exact is not None
+
+    booked = price_usage(tokens, Price(1, "groq", "m", rates, NOW, "test")).cost_usd
+
+    assert str(booked) == str(at_ledger_precision(exact.total_usd))
+
+
+def test_a_rate_finer_than_the_price_book_keeps_is_not_rounded() -> None:
+    rates = Rates(Decimal("0.0000000015"), Decimal(0))
+
+    booked = price_usage(TokenCounts(input_tokens=10**9), Price(1, "groq", "m", rates, NOW, "test")).cost_usd
+
+    assert booked == Decimal("0.000001500000")
 
 
 def test_the_ledger_keeps_twelve_decimals_and_an_answer_six_both_half_to_even() -> None:
