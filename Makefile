@@ -97,7 +97,7 @@ chaos: $(VENV)/.dev ## faults on real processes, then the books: SEED=1 MINUTES=
 
 .PHONY: chaos-short
 chaos-short: $(VENV)/.dev ## two minutes of it with a fixed seed, and one broken promise that it must notice
-	$(BIN)/python -m tests.chaos --seed 113 --minutes 1.75
+	$(BIN)/python -m tests.chaos --seed 113 --minutes 1.5
 	$(BIN)/python -m tests.chaos.sabotage skip_sync
 
 .PHONY: chaos-sabotage
