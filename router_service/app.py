@@ -247,12 +247,13 @@ def _tenants(
     names = ProviderNames(catalog)
     reader = RowReader(names, ring, accepts_plaintext=settings.accepts_plaintext_keys)
     tenant_metrics = TenantMetrics(metrics.registry)
+    own_file, *other_files = _snapshot_files(settings)
     snapshot = TenantSnapshot(
-        _snapshot_file(settings),
+        own_file,
         max_entries=settings.tenant_cache_size,
         max_age_s=settings.tenant_snapshot_max_age_s,
     )
-    snapshot.load()
+    snapshot.load(*other_files)
     store = TenantStore(postgres, reader, ring, names, on_secret=REDACTOR.register, on_read=snapshot.keep)
     cache = TenantCache(
         SnapshottedTenants(StoredTenants(store), snapshot, reader, tenant_metrics, on_secret=REDACTOR.register),
@@ -373,10 +374,14 @@ def _worker_name(router_id: str, worker: str) -> str:
     return f"{router_id}-{worker}"
 
 
-def _snapshot_file(settings: RouterSettings) -> Path:
-    """A file for each worker: it knows the tenants that came to it, and one file would hold the last writer's alone."""
-    name = f"{SNAPSHOT_FILE_NAME}-{settings.worker}" if settings.worker else SNAPSHOT_FILE_NAME
-    return settings.resolved_data_dir() / name
+def _snapshot_files(settings: RouterSettings) -> list[Path]:
+    """A file for each worker, this one's first: one file would hold the last writer's alone. All are read, for a
+    tenant's next connection may come to another worker.
+    """
+    own = settings.worker or 0
+    numbers = [own, *(number for number in range(settings.workers) if number != own)]
+    names = (f"{SNAPSHOT_FILE_NAME}-{number}" if number else SNAPSHOT_FILE_NAME for number in numbers)
+    return [settings.resolved_data_dir() / name for name in names]
 
 
 def _hint(settings: RouterSettings, catalog: Mapping[str, ProviderSpec]) -> str:

@@ -84,23 +84,24 @@ class TenantSnapshot:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def load(self) -> None:
-        """Take in what an earlier run has written. What cannot be read is left alone, and said."""
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            _log.error("tenants.snapshot_unreadable", file=str(self._path), error=error.strerror)
-            return
-        head, _, body = content.partition(b"\n")
-        if head != _head(body):
-            _log.error("tenants.snapshot_unreadable", file=str(self._path), error="its version or checksum is another")
-            return
-        rows = msgspec.json.decode(body, type=list[_Kept])
+    def load(self, *others: Path) -> None:
+        """Take in what an earlier run has written, here and in `others`, which the workers beside this one write.
+
+        What cannot be read is left alone, and said. Of a tenant in several files the latest is taken.
+        """
+        rows = [row for path in (*others, self._path) for row in _read(path)]
         oldest_s = self._now_s() - self._max_age_s
-        self._rows = OrderedDict((row.id, row) for row in rows if row.confirmed_s >= oldest_s)
-        _log.info("tenants.snapshot_loaded", tenants=len(self._rows), too_old=len(rows) - len(self._rows))
+        young = [row for row in rows if row.confirmed_s >= oldest_s]
+        kept: OrderedDict[UUID, _Kept] = OrderedDict()
+        for row in young:
+            known = kept.get(row.id)
+            if known is None or (row.version, row.confirmed_s) > (known.version, known.confirmed_s):
+                kept[row.id] = row
+        while len(kept) > self._max_entries:
+            kept.popitem(last=False)
+        self._rows = kept
+        if rows:
+            _log.info("tenants.snapshot_loaded", tenants=len(kept), too_old=len(rows) - len(young))
 
     def find(self, tenant_id: UUID) -> tuple[TenantRow, float] | None:
         """The row of a tenant and how long ago Postgres confirmed it, in seconds."""
@@ -244,6 +245,22 @@ class SnapshottedTenants:
         if not self._is_stale:
             self._is_stale = True
             _log.warning("tenants.served_from_snapshot", age_s=round(age_s), remedy="see to it that Postgres answers")
+
+
+def _read(path: Path) -> list[_Kept]:
+    """The rows of a file, whatever their age; none when it is not there or is not whole."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _log.error("tenants.snapshot_unreadable", file=str(path), error=error.strerror)
+        return []
+    head, _, body = content.partition(b"\n")
+    if head != _head(body):
+        _log.error("tenants.snapshot_unreadable", file=str(path), error="its version or checksum is another")
+        return []
+    return msgspec.json.decode(body, type=list[_Kept])
 
 
 def _head(body: bytes) -> bytes:

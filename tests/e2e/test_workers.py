@@ -24,7 +24,13 @@ from service_runtime.embedded_postgres import EmbeddedPostgres
 from tests.support.postgres import dsn_of
 from tests.support.provider_server import ProviderProcess
 from tests.support.stack import Stack, free_port
-from turnpike.router.v1 import completion_pb2, router_service_pb2, router_service_pb2_grpc
+from turnpike.router.v1 import (
+    completion_pb2,
+    router_service_pb2,
+    router_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
+)
 
 TENANT = str(uuid.uuid4())
 NAME = "pair"
@@ -102,6 +108,12 @@ class Site:
 
         return asyncio.run(fetch())
 
+    def create_tenant(self, worker: int) -> str:
+        """A tenant that this worker alone has read; its id."""
+        with grpc.insecure_channel(self.worker(worker), options=ALONE) as channel:
+            tenants = tenant_service_pb2_grpc.TenantServiceStub(channel)
+            return tenants.CreateTenant(tenant_service_pb2.CreateTenantRequest(name="Acme"), timeout=30).tenant.id
+
     def pids_of(self, number: int) -> set[int]:
         """The running processes that are worker `number`, by what their environment says."""
         assert self.router.process is not None
@@ -125,6 +137,14 @@ def site(postgres_server: EmbeddedPostgres, tmp_path: Path) -> Iterator[Site]:
         finally:
             site.router.kill()
             site.usage.kill()
+
+
+def test_s1_each_worker_keeps_its_tenants_on_disk_in_a_file_of_its_own(site: Site) -> None:
+    created = [site.create_tenant(worker) for worker in (0, 1)]
+    assert site.router.stop() == 0, site.router.stack.output()
+
+    kept = [(site.router.stack.data_dir / name).read_text() for name in ("tenants.snapshot", "tenants.snapshot-1")]
+    assert [[tenant_id in text for tenant_id in created] for text in kept] == [[True, False], [False, True]]
 
 
 def ask(target: str, script: str = "ok?n=2", *, begun: Semaphore | None = None) -> tuple[str, grpc.StatusCode]:

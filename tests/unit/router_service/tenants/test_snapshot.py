@@ -102,6 +102,27 @@ async def test_what_was_read_is_there_for_the_next_start(tmp_path: Path, clock: 
     assert loaded.find(INITECH) is None
 
 
+async def test_a_worker_knows_the_tenants_of_all_and_writes_its_own_file_alone(
+    tmp_path: Path, clock: Clock, reader: RowReader
+) -> None:
+    files = [tmp_path / str(number) / FILE_NAME for number in range(3)]
+    for file in files:
+        file.parent.mkdir()
+    await written(tmp_path / "0", clock, reader, row(ACME, version=4), row(GLOBEX, version=2))
+    await written(tmp_path / "1", clock, reader, row(ACME, version=3), row(INITECH))
+    await written(tmp_path / "2", clock, reader, row(GLOBEX, version=5))
+    before = [file.read_bytes() for file in files]
+
+    loaded = snapshot(tmp_path / "1", clock)
+    loaded.load(files[0], files[2], tmp_path / "never written")
+    loaded.keep(row(ACME, version=6), reader.read(row(ACME, version=6)))
+    await loaded.save()
+
+    found = {tenant_id: loaded.find(tenant_id) for tenant_id in (ACME, GLOBEX, INITECH)}
+    assert {tenant_id: kept[0].version for tenant_id, kept in found.items() if kept} == {ACME: 6, GLOBEX: 5, INITECH: 3}
+    assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [True, False, True]
+
+
 async def test_k1_no_key_in_clear_reaches_the_disk_wherever_somebody_wrote_it(
     tmp_path: Path, clock: Clock, reader: RowReader
 ) -> None:
