@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -28,6 +29,8 @@ from tests.support.attempts import journal_metrics, opened_attempt, settled_atte
 from tests.support.fake_usage_service import FakeUsageService, serving
 
 _ROUND_S = 4.0
+_COMMIT_BYTES = 5 * 4096  # what SQLite's log grows by for one record
+_SYNCS_AT_ONCE = 150
 
 
 class _Counting(FakeUsageService):
@@ -72,9 +75,31 @@ def _ms(waits: Sequence[float]) -> str:
 async def _cost(directory: Path) -> None:
     for at_once, count in ((1, 1_000), (32, 16_000)):
         journal = _open(directory / f"cost-{at_once}")
+        syncs = _bare_syncs(directory)
+        began_cpu_s = time.process_time()
         seconds, waits = await _attempts(journal, count, at_once)
-        print(f"{at_once:>3} at a time: {count / seconds:,.0f} attempts/s, both records synced; opened {_ms(waits)}")
+        cpu_us = (time.process_time() - began_cpu_s) / count * 1e6
+        syncs += _bare_syncs(directory)
+        print(
+            f"{at_once:>3} at a time: {count / seconds:,.0f} attempts/s, both records synced; opened {_ms(waits)}; "
+            f"CPU {cpu_us:.0f} us an attempt\n     a bare sync just before and after: {_ms(syncs)}"
+        )
         await journal.close()
+
+
+def _bare_syncs(directory: Path) -> list[float]:
+    """What the disk asks for as many bytes as a commit writes, in a file that need not grow: the least there is."""
+    path = directory / "bare"
+    path.write_bytes(bytes(_SYNCS_AT_ONCE * _COMMIT_BYTES))
+    waits: list[float] = []
+    with path.open("r+b", buffering=0) as file:
+        os.fsync(file.fileno())
+        for _ in range(_SYNCS_AT_ONCE):
+            began = time.perf_counter()
+            file.write(b"x" * _COMMIT_BYTES)
+            os.fdatasync(file.fileno())
+            waits.append(time.perf_counter() - began)
+    return waits
 
 
 async def _backlog(directory: Path, count: int, target: str, rounds: int) -> None:
