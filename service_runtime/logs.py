@@ -123,8 +123,12 @@ def _add_request_id(_logger: Any, _method: str, event: structlog.typing.EventDic
     return event
 
 
+# Made once: `json.dumps` with arguments makes an encoder for each event.
+_encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
+
+
 def _as_json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:
-    return json.dumps(event, default=str, ensure_ascii=False)
+    return _encode(event)
 
 
 def _as_console_line(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:

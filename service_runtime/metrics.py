@@ -6,7 +6,7 @@ import errno
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
@@ -24,6 +24,25 @@ from service_runtime.startup import StartupError
 
 # Seconds. From a cached answer to the longest stream.
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+M = TypeVar("M", bound=Counter | Gauge | Histogram)
+
+
+class Children(dict[tuple[str, ...], M], Generic[M]):
+    """The children of a metric by the values of their labels: `children["groq", "error"].inc()`.
+
+    For labels of few values, as all are. `labels` builds, checks and locks each time: 3 us instead of 0.1.
+    """
+
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, values: tuple[str, ...]) -> M:
+        child: M = self._metric.labels(*values)  # type: ignore[assignment]  # typed as whichever metric, not as this one
+        self[values] = child
+        return child
 
 
 class Metrics:

@@ -218,9 +218,10 @@ class RequestCheck(Checker):
         if not 1 <= count <= MAX_MESSAGES:
             self.refuse("messages", f"must be 1 to {MAX_MESSAGES} messages, not {count}")
             return ()
-        messages = tuple(self._message(f"messages[{i}]", message) for i, message in enumerate(request.messages))
-        characters = sum(len(m.content) + sum(len(c.arguments) for c in m.tool_calls) for m in messages)
-        characters += sum(len(tool.description) + len(tool.parameters_json_schema) for tool in request.tools)
+        messages = tuple([self._message(f"messages[{i}]", message) for i, message in enumerate(request.messages)])
+        characters = sum([len(m.content) for m in messages])
+        characters += sum([len(call.arguments) for m in messages for call in m.tool_calls])
+        characters += sum([len(tool.description) + len(tool.parameters_json_schema) for tool in request.tools])
         if characters > self._rules.max_prompt_characters:
             most = self._rules.max_prompt_characters
             self.refuse("messages", f"hold {characters} characters with the tools; at most {most} are taken")
@@ -231,7 +232,7 @@ class RequestCheck(Checker):
         if role is None:
             self.refuse(f"{path}.role", "is required" if message.role == 0 else f"{message.role} is no Role")
             role = Role.USER
-        calls = tuple(self._tool_call(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls))
+        calls = tuple([self._tool_call(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls)])
         if calls and role is not Role.ASSISTANT:
             self.refuse(f"{path}.tool_calls", "belong into assistant messages only")
         if message.image_urls and role is not Role.USER:
@@ -295,6 +296,8 @@ class RequestCheck(Checker):
             self.refuse(f"sampling.{field}", f"must be {least:g} to {most:g}, not {value}")
 
     def tools(self, request: CompletionProto) -> tuple[Tool, ...]:
+        if not request.tools:
+            return ()
         if len(request.tools) > MAX_TOOLS:
             self.refuse("tools", f"must be at most {MAX_TOOLS}, not {len(request.tools)}")
             return ()
@@ -351,6 +354,8 @@ class RequestCheck(Checker):
         )
 
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
+        if not labels:
+            return {}
         if len(labels) > MAX_LABELS:
             self.refuse("labels", f"must be at most {MAX_LABELS}, not {len(labels)}")
             return {}

@@ -40,6 +40,11 @@ UNKNOWN = 0.5
 SPREAD = 0.02
 SPREAD_WITHOUT_DATA = 0.05
 
+_HEALTH_WORDS = "{:.0%} of recent attempts failed, {} in all"
+_LATENCY_WORDS = "first token after {:.0f} ms, averaged over {} attempts"
+_LIMIT_WORDS = "{:.0%} of the tenant's tightest limit left"
+_KEY_WORDS = "{:.0%} of the key's own limit at the provider left"
+
 _COMMON = {"preference": 20.0, "health": 4.0, "quota": 2.0, "credential": 2.0, "funding": 1.0}
 
 
@@ -71,13 +76,24 @@ TERM_NAMES = frozenset(TASK_WEIGHTS[TaskType.CHAT])
 MAX_WEIGHT = 1e6  # a sum of huge weights would be infinite, and the score no number
 
 
+# What a value was computed from: a format and its arguments. Most are never read, and to write them all out would cost
+# a request more than its whole ranking does.
+Words = tuple[object, ...]
+
+
 class Term(NamedTuple):
-    """One part of a score. `evidence` says in words what the value was computed from."""
+    """One part of a score. `words` are what `evidence` is made of: a format string, then its arguments."""
 
     name: str
     value: float
     weight: float
-    evidence: str
+    words: Words
+
+    @property
+    def evidence(self) -> str:
+        """In words, what the value was computed from."""
+        form, *arguments = self.words
+        return str(form).format(*arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,9 @@ def rank(
 
     `preference_is_strict` keeps the preferred provider first whatever its state: for tenants without failover.
     """
-    effective = {**TASK_WEIGHTS[task], **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
+    effective = TASK_WEIGHTS[task]
+    if weights:
+        effective = {**effective, **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
     preference = _Preference(preferred_provider, remaining_s, is_strict=preference_is_strict)
     ordered = sorted(
         ((_score(fact, task, preference.of(fact), effective, remaining_s), fact) for fact in facts),
@@ -142,7 +160,7 @@ def _spread(fact: Facts) -> float:
 def _score(
     fact: Facts,
     task: TaskType,
-    preference: tuple[float, str],
+    preference: tuple[float, Words],
     weights: Mapping[str, float],
     remaining_s: float | None,
 ) -> Scored:
@@ -158,7 +176,7 @@ def _score(
         ("context", *_context(fact.candidate)),
         ("funding", *_funding(fact.candidate)),
     )
-    terms = tuple([Term(name, value, weights[name], evidence) for name, value, evidence in measures])
+    terms = tuple([Term(name, value, weights[name], words) for name, value, words in measures])
     weighted = total_weight = 0.0
     for _, value, weight, _ in terms:  # one pass: this is done for every candidate of every request
         weighted += value * weight
@@ -172,101 +190,102 @@ class _Preference:
     remaining_s: float | None
     is_strict: bool
 
-    def of(self, fact: Facts) -> tuple[float, str]:
+    def of(self, fact: Facts) -> tuple[float, Words]:
         if self.preferred is None:
-            return 0.0, "the tenant prefers none"
+            return 0.0, ("the tenant prefers none",)
         if fact.candidate.provider != self.preferred:
-            return 0.0, f"the tenant prefers {self.preferred}"
+            return 0.0, ("the tenant prefers {}", self.preferred)
         return self._of_preferred(fact)
 
-    def _of_preferred(self, fact: Facts) -> tuple[float, str]:
+    def _of_preferred(self, fact: Facts) -> tuple[float, Words]:
         if self.is_strict:
-            return 1.0, "preferred by the tenant, without failover"
+            return 1.0, ("preferred by the tenant, without failover",)
         if fact.health.error_rate > HEALTHY_ERROR_RATE:
-            return 0.0, f"preferred, but {fact.health.error_rate:.0%} of its recent attempts failed"
+            return 0.0, ("preferred, but {:.0%} of its recent attempts failed", fact.health.error_rate)
         if fact.should_failover:
-            return 0.0, "preferred, but the tenant is near its limit here"
+            return 0.0, ("preferred, but the tenant is near its limit here",)
         if _is_too_slow(fact.health, self.remaining_s):
-            return 0.0, "preferred, but too slow for the deadline"
-        return 1.0, "preferred by the tenant"
+            return 0.0, ("preferred, but too slow for the deadline",)
+        return 1.0, ("preferred by the tenant",)
 
 
-def _health(health: RouteHealth) -> tuple[float, str]:
+def _health(health: RouteHealth) -> tuple[float, Words]:
     if health.attempts == 0:
-        return 1.0, "no attempt yet"
-    return 1.0 - health.error_rate, f"{health.error_rate:.0%} of recent attempts failed, {health.attempts} in all"
+        return 1.0, ("no attempt yet",)
+    return 1.0 - health.error_rate, (_HEALTH_WORDS, health.error_rate, health.attempts)
 
 
-def _latency(health: RouteHealth, remaining_s: float | None) -> tuple[float, str]:
+def _latency(health: RouteHealth, remaining_s: float | None) -> tuple[float, Words]:
     first_token_s = health.first_token_s
     if first_token_s is None:
-        return UNKNOWN, "no first token observed yet"
-    evidence = f"first token after {first_token_s * 1000:.0f} ms, averaged over {health.attempts} attempts"
+        return UNKNOWN, ("no first token observed yet",)
     if _is_too_slow(health, remaining_s):
-        return 0.0, f"{evidence}: later than the deadline"
-    return 0.5 / (0.5 + first_token_s), evidence
+        return 0.0, (_LATENCY_WORDS + ": later than the deadline", first_token_s * 1000, health.attempts)
+    return 0.5 / (0.5 + first_token_s), (_LATENCY_WORDS, first_token_s * 1000, health.attempts)
 
 
 def _is_too_slow(health: RouteHealth, remaining_s: float | None) -> bool:
     return remaining_s is not None and health.first_token_s is not None and health.first_token_s > remaining_s
 
 
-def _throughput(health: RouteHealth) -> tuple[float, str]:
+def _throughput(health: RouteHealth) -> tuple[float, Words]:
     speed = health.tokens_per_s
     if speed is None:
-        return UNKNOWN, "no throughput observed yet"
-    return speed / (100.0 + speed), f"{speed:.0f} tokens per second"
+        return UNKNOWN, ("no throughput observed yet",)
+    return speed / (100.0 + speed), ("{:.0f} tokens per second", speed)
 
 
-def _price(price: tuple[Decimal, Decimal] | None) -> tuple[float, str]:
+def _price(price: tuple[Decimal, Decimal] | None) -> tuple[float, Words]:
     if price is None:
-        return UNKNOWN, "no price known"
+        return UNKNOWN, ("no price known",)
     input_usd, output_usd = price
     blended = float(3 * input_usd + output_usd) / 4
-    return 1.0 / (1.0 + blended), f"${input_usd:f} in, ${output_usd:f} out per million tokens"
+    return 1.0 / (1.0 + blended), ("${:f} in, ${:f} out per million tokens", input_usd, output_usd)
 
 
-def _quota(fact: Facts) -> tuple[float, str]:
+def _quota(fact: Facts) -> tuple[float, Words]:
     if fact.should_failover:
-        return 0.0, "the tenant's limit here says to fail over"
-    known = [
-        (ratio, f"{ratio:.0%} of {whose} left")
-        for ratio, whose in (
-            (fact.limit_remaining_ratio, "the tenant's tightest limit"),
-            (fact.key_remaining_ratio, "the key's own limit at the provider"),
-        )
-        if ratio is not None
-    ]
-    if not known:
-        return 1.0, "no limit known"
-    return min(1.0, max(0.0, min(known)[0])), ", ".join(evidence for _, evidence in known)
+        return 0.0, ("the tenant's limit here says to fail over",)
+    of_limit, of_key = fact.limit_remaining_ratio, fact.key_remaining_ratio
+    if of_limit is None and of_key is None:
+        return 1.0, ("no limit known",)
+    if of_key is None:
+        assert of_limit is not None
+        return _ratio(of_limit), (_LIMIT_WORDS, of_limit)
+    if of_limit is None:
+        return _ratio(of_key), (_KEY_WORDS, of_key)
+    return _ratio(min(of_limit, of_key)), (f"{_LIMIT_WORDS}, {_KEY_WORDS}", of_limit, of_key)
 
 
-def _credential(trouble: KeyTrouble | None) -> tuple[float, str]:
+def _ratio(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _credential(trouble: KeyTrouble | None) -> tuple[float, Words]:
     if trouble is None:
-        return 1.0, "no complaint of the provider about the key"
-    return trouble.recovered, f"{trouble.kind.value} {trouble.age_s:.0f} s ago"
+        return 1.0, ("no complaint of the provider about the key",)
+    return trouble.recovered, ("{} {:.0f} s ago", trouble.kind.value, trouble.age_s)
 
 
-def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, str]:
+def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, Words]:
     quality = candidate.model.quality.get(task.value)
     if quality is None:
-        return UNKNOWN, f"no judgement of {candidate.model.name} for {task.value}"
-    return min(1.0, max(0.0, quality)), f"{candidate.model.name} for {task.value}"
+        return UNKNOWN, ("no judgement of {} for {}", candidate.model.name, task.value)
+    return _ratio(quality), ("{} for {}", candidate.model.name, task.value)
 
 
-def _context(candidate: Candidate) -> tuple[float, str]:
+def _context(candidate: Candidate) -> tuple[float, Words]:
     window = candidate.model.context_window_tokens
     if window is None:
-        return UNKNOWN, "context window unknown"
-    return window / (100_000 + window), f"context window of {window} tokens"
+        return UNKNOWN, ("context window unknown",)
+    return window / (100_000 + window), ("context window of {} tokens", window)
 
 
-def _funding(candidate: Candidate) -> tuple[float, str]:
+def _funding(candidate: Candidate) -> tuple[float, Words]:
     if candidate.credential is None:
-        return 1.0, "no key needed"
+        return 1.0, ("no key needed",)
     match candidate.credential.funding:
         case Funding.TENANT_KEY:
-            return 1.0, "the tenant's own key"
+            return 1.0, ("the tenant's own key",)
         case Funding.SYSTEM_KEY:
-            return 0.5, "the operator's key"
+            return 0.5, ("the operator's key",)

@@ -140,8 +140,8 @@ class Attempt:
             with watch:
                 crash_point(CrashPoint.ATTEMPT_BEFORE_CONNECT)
                 self.was_sent = True
+                watch.expect(clocks.first_content_s, Reason.FIRST_CONTENT)  # the sooner one first: one timer for both
                 watch.limit(clocks.total_s, Reason.TOTAL)
-                watch.expect(clocks.first_content_s, Reason.FIRST_CONTENT)
                 await self._read(stream, sink, watch, gap_s=clocks.content_gap_s, max_answer=max_answer, now=now)
         except Interrupted as interruption:
             return self._interrupted(interruption.reason, clocks)

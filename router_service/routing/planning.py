@@ -13,11 +13,12 @@ from router_service.domain.catalog import ProviderSpec
 from router_service.domain.completion import TaskType
 from router_service.domain.errors import FailureKind
 from router_service.domain.scoring import Facts, Scored, rank
-from router_service.domain.selection import Needs, Selection, select
-from router_service.domain.tenant import Credential, Tenant
+from router_service.domain.selection import Needs, Selection
+from router_service.domain.tenant import Credential, InferenceConfig, Tenant
 from router_service.domain.usage import Funding
 from router_service.routing.ports import LimitLevels, Prices
 from router_service.routing.scoreboard import Block, Scoreboard
+from router_service.routing.selections import Selections
 
 MAX_DECISION_LENGTH = 2000
 DETAILED = 3  # candidates of a decision that is kept, with the values of their terms
@@ -84,8 +85,7 @@ class Planner:
         score_weights: Mapping[str, float],
         today: Callable[[], date],
     ) -> None:
-        self._catalog = catalog
-        self._system_credentials = system_credentials
+        self._selections = Selections(catalog, system_credentials)
         self._prices = prices
         self._limits = limits
         self._scoreboard = scoreboard
@@ -103,20 +103,25 @@ class Planner:
         luck: Callable[[], float],
     ) -> Plan:
         """Plan a request at `now`. `luck` gives a number from 0 to 1 for each candidate."""
-        selection = select(tenant, self._catalog, self._system_credentials, needs, today=self._today())
+        selection = self._selections.of(tenant, needs, self._today())
         facts = [self._facts(tenant, candidate, now, luck()) for candidate in selection.candidates]
         config = tenant.config
         ranked = rank(
             facts,
             task=task,
             preferred_provider=config.preferred_provider,
-            weights={**self._score_weights, **config.score_weights},
+            weights=self._weights_of(config),
             remaining_s=remaining_s,
             preference_is_strict=not config.auto_failover,
         )
         if not config.auto_failover:
             ranked, selection = _only_the_best(ranked, selection)
         return self._without_blocked(tenant, ranked, selection, now)
+
+    def _weights_of(self, config: InferenceConfig) -> Mapping[str, float]:
+        if not config.score_weights:
+            return self._score_weights
+        return {**self._score_weights, **config.score_weights}
 
     def _facts(self, tenant: Tenant, candidate: Candidate, now: float, luck: float) -> Facts:
         headroom = self._limits.headroom(tenant.id, candidate.provider, candidate.model.name)

@@ -111,13 +111,13 @@ class TenantCache:
         entry = self._find(tenant_id)
         if entry is not None and entry.version >= min_version:
             if self._now_s() < entry.fresh_until:
-                self._metrics.lookups.labels("hit").inc()
+                self._metrics.lookups["hit",].inc()
                 return _answer(entry)
             if entry.serves_while_reloading:
-                self._metrics.lookups.labels("stale").inc()
+                self._metrics.lookups["stale",].inc()
                 self._load(tenant_id)
                 return _answer(entry)
-        self._metrics.lookups.labels("miss").inc()
+        self._metrics.lookups["miss",].inc()
         began_before = tenant_id in self._loads
         entry = await self._reloaded(tenant_id, min_version)
         if entry.version < min_version and began_before:
@@ -204,7 +204,7 @@ class TenantCache:
         if entry is not None and isinstance(entry.value, Tenant) and entry.version >= min_version:
             await asyncio.wait({task}, timeout=self._outdated_wait_s)
             if not task.done():
-                self._metrics.lookups.labels("stale").inc()
+                self._metrics.lookups["stale",].inc()
                 entry.fresh_until = self._now_s() + RETRY_AFTER_FAILURE_S  # let nobody else wait for the same silence
                 return entry
         return await asyncio.shield(task)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service_runtime.metrics import Children
+
 
 class TenantMetrics:
     """Metrics of one router process; never a label per tenant."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.lookups = Counter(
-            "turnpike_router_tenant_lookups",
-            "Lookups of a tenant's configuration: hit, stale or miss.",
-            ["outcome"],
-            registry=registry,
+        self.lookups = Children(
+            Counter(
+                "turnpike_router_tenant_lookups",
+                "Lookups of a tenant's configuration: hit, stale or miss.",
+                ["outcome"],
+                registry=registry,
+            )
         )
         self.entries = Gauge("turnpike_router_tenants_cached", "Tenants in memory.", registry=registry)
         self.snapshot_reads = Counter(

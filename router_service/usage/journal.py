@@ -149,7 +149,7 @@ class SqliteJournal:
             db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row)
             crash_point(CrashPoint.JOURNAL_BEFORE_OPENED_SYNC)
 
-        await self._thread.do(write, needs_room=True, then=self._metrics.records.labels("opened").inc)
+        await self._thread.do(write, needs_room=True, then=self._metrics.records["opened",].inc)
         crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
 
     async def settled(self, attempt: AttemptSettled) -> None:
@@ -265,7 +265,7 @@ class SqliteJournal:
             os.close(self._lock)
 
     def _one_more_waits(self) -> None:
-        self._metrics.records.labels("settled").inc()
+        self._metrics.records["settled",].inc()
         self._count_waiting(1)
         self._on_settled()
 
@@ -274,7 +274,7 @@ class SqliteJournal:
         self._metrics.waiting.set(self._waiting)
 
     def _one_more_is_held(self) -> None:
-        self._metrics.records.labels("held").inc()
+        self._metrics.records["held",].inc()
         self._metrics.held.inc()
 
     async def _rows(self, limit: int, but: tuple[int, int], *, newest_first: bool) -> list[Row]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service_runtime.metrics import Children
+
 
 class UsageMetrics:
     """Metrics of one router process. Labels are closed sets, never a tenant."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.commits = Counter("turnpike_router_journal_commits", "Commits of the journal.", registry=registry)
-        self.records = Counter(
-            "turnpike_router_journal_records", "Records written: opened, settled or held.", ["kind"], registry=registry
+        self.records = Children(
+            Counter(
+                "turnpike_router_journal_records",
+                "Records written: opened, settled or held.",
+                ["kind"],
+                registry=registry,
+            )
         )
         self.group_size = Histogram(
             "turnpike_router_journal_group_size",
@@ -88,11 +95,13 @@ class UsageMetrics:
             ["kind"],
             registry=registry,
         )
-        self.sent = Counter(
-            "turnpike_router_usage_events_sent",
-            "Usage events by what became of them.",
-            ["disposition"],
-            registry=registry,
+        self.sent = Children(
+            Counter(
+                "turnpike_router_usage_events_sent",
+                "Usage events by what became of them.",
+                ["disposition"],
+                registry=registry,
+            )
         )
         self.send_failures = Counter(
             "turnpike_router_usage_send_failures", "Failed RecordUsage calls.", ["code"], registry=registry

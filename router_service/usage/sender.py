@@ -222,7 +222,7 @@ class UsageSender:
                 buried.append((entry.sequence, reason))
                 _log.error("usage.refused", event_id=result.event_id, reason=reason, error=result.error.message)
         for disposition, count in dispositions.items():
-            self._metrics.sent.labels(_name(disposition)).inc(count)
+            self._metrics.sent[_name(disposition),].inc(count)
         if done:
             await self._journal.remove(done)
         if buried:

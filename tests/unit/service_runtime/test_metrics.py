@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from service_runtime.metrics import Metrics
+from service_runtime.metrics import Children, Metrics
 from service_runtime.startup import StartupError
 
 
@@ -55,3 +55,15 @@ def test_asking_twice_gives_the_same_metric_and_two_processes_share_nothing() ->
     assert metrics.gauge("b", "B.") is metrics.gauge("b", "B.")
     assert metrics.histogram("c", "C.") is metrics.histogram("c", "C.")
     assert Metrics().counter("a", "A.") is not metrics.counter("a", "A.")
+
+
+def test_a_metrics_children_are_counted_under_their_labels() -> None:
+    metrics = Metrics()
+    counted = Children(metrics.counter("books_lent", "Books.", ("shelf", "kind")))
+
+    counted["top", "atlas"].inc()
+    counted["top", "atlas"].inc(2)
+    counted["low", "novel"].inc()
+
+    assert metrics.registry.get_sample_value("books_lent_total", {"shelf": "top", "kind": "atlas"}) == 3
+    assert metrics.registry.get_sample_value("books_lent_total", {"shelf": "low", "kind": "novel"}) == 1

@@ -97,7 +97,7 @@ def test_the_decision_that_is_kept_says_who_why_and_who_not() -> None:
 def test_a_kept_decision_is_json_of_bounded_length_whatever_models_are_called(
     ranked: list[str], excluded: list[str]
 ) -> None:
-    terms = tuple(Term(name, 1 / 3, 20.0, "evidence") for name in sorted(TERM_NAMES))
+    terms = tuple(Term(name, 1 / 3, 20.0, ("evidence",)) for name in sorted(TERM_NAMES))
     groq = spec("groq")
     planned = Plan(
         tenant(keys=["groq"]),
