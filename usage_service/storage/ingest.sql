@@ -4,7 +4,7 @@
 -- name: ingest
 -- Insert the staged rows that are not there yet and add them, and them alone, to every rollup; returns the new ids.
 -- Everything is sorted by key, so that two writers take their locks in the same order. The braces stand for one of the
--- two stages below.
+-- two stages below. A group of a batch has a few rows, so sum_of_few adds them; for sum() they are hardly worth its start.
 WITH inserted AS (
     INSERT INTO model_usage_stats (
         id, tenant_id, user_id, provider, model_name, endpoint, "timestamp", latency_ms, input_tokens, output_tokens,
@@ -32,21 +32,21 @@ by_minute AS (
         tenant_id, date_bin('1 minute', "timestamp", '2000-01-01+00') AS bucket, provider, model_name, status,
         error_class, funding, absorbed, usage_source,
         count(*) AS attempts,
-        sum(input_tokens)::bigint AS input_tokens,
-        sum(output_tokens)::bigint AS output_tokens,
-        sum(cached_read_tokens)::bigint AS cached_read_tokens,
-        sum(cached_write_tokens)::bigint AS cached_write_tokens,
-        sum(reasoning_tokens)::bigint AS reasoning_tokens,
-        coalesce(sum(estimated_cost_usd), 0) AS cost_usd,
-        coalesce(sum(provider_cost_usd), 0) AS provider_cost_usd,
+        sum_of_few(input_tokens) AS input_tokens,
+        sum_of_few(output_tokens) AS output_tokens,
+        sum_of_few(cached_read_tokens) AS cached_read_tokens,
+        sum_of_few(cached_write_tokens) AS cached_write_tokens,
+        sum_of_few(reasoning_tokens) AS reasoning_tokens,
+        coalesce(sum_of_few(estimated_cost_usd), 0) AS cost_usd,
+        coalesce(sum_of_few(provider_cost_usd), 0) AS provider_cost_usd,
         count(*) FILTER (WHERE pricing_state = 'unpriced') AS unpriced_attempts,
-        coalesce(sum(total_tokens) FILTER (WHERE pricing_state = 'unpriced'), 0)::bigint AS unpriced_tokens,
+        coalesce(sum_of_few(total_tokens) FILTER (WHERE pricing_state = 'unpriced'), 0) AS unpriced_tokens,
         count(latency_ms) AS latency_count,
-        coalesce(sum(latency_ms), 0)::bigint AS latency_sum_ms,
-        coalesce(sum(hist_one(latency_ms)), 0) AS latency_histogram,
+        coalesce(sum(latency_ms), 0) AS latency_sum_ms,
+        coalesce(sum_of_few(hist_one(latency_ms)), 0) AS latency_histogram,
         count(first_token_ms) AS first_token_count,
-        coalesce(sum(first_token_ms), 0)::bigint AS first_token_sum_ms,
-        coalesce(sum(hist_one(first_token_ms)), 0) AS first_token_histogram
+        coalesce(sum(first_token_ms), 0) AS first_token_sum_ms,
+        coalesce(sum_of_few(hist_one(first_token_ms)), 0) AS first_token_histogram
     FROM inserted
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -87,22 +87,22 @@ by_hour AS (
     SELECT
         tenant_id, date_bin('1 hour', bucket, '2000-01-01+00') AS bucket, provider, model_name, status, error_class,
         funding, absorbed, usage_source,
-        sum(attempts)::bigint AS attempts,
-        sum(input_tokens)::bigint AS input_tokens,
-        sum(output_tokens)::bigint AS output_tokens,
-        sum(cached_read_tokens)::bigint AS cached_read_tokens,
-        sum(cached_write_tokens)::bigint AS cached_write_tokens,
-        sum(reasoning_tokens)::bigint AS reasoning_tokens,
-        sum(cost_usd) AS cost_usd,
-        sum(provider_cost_usd) AS provider_cost_usd,
-        sum(unpriced_attempts)::bigint AS unpriced_attempts,
-        sum(unpriced_tokens)::bigint AS unpriced_tokens,
-        sum(latency_count)::bigint AS latency_count,
-        sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        sum(latency_histogram) AS latency_histogram,
-        sum(first_token_count)::bigint AS first_token_count,
-        sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        sum(first_token_histogram) AS first_token_histogram
+        sum_of_few(attempts) AS attempts,
+        sum_of_few(input_tokens) AS input_tokens,
+        sum_of_few(output_tokens) AS output_tokens,
+        sum_of_few(cached_read_tokens) AS cached_read_tokens,
+        sum_of_few(cached_write_tokens) AS cached_write_tokens,
+        sum_of_few(reasoning_tokens) AS reasoning_tokens,
+        sum_of_few(cost_usd) AS cost_usd,
+        sum_of_few(provider_cost_usd) AS provider_cost_usd,
+        sum_of_few(unpriced_attempts) AS unpriced_attempts,
+        sum_of_few(unpriced_tokens) AS unpriced_tokens,
+        sum_of_few(latency_count) AS latency_count,
+        sum_of_few(latency_sum_ms) AS latency_sum_ms,
+        sum_of_few(latency_histogram) AS latency_histogram,
+        sum_of_few(first_token_count) AS first_token_count,
+        sum_of_few(first_token_sum_ms) AS first_token_sum_ms,
+        sum_of_few(first_token_histogram) AS first_token_histogram
     FROM by_minute
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
@@ -143,22 +143,22 @@ by_day AS (
     SELECT
         tenant_id, date_bin('1 day', bucket, '2000-01-01+00') AS bucket, provider, model_name, status, error_class,
         funding, absorbed, usage_source,
-        sum(attempts)::bigint AS attempts,
-        sum(input_tokens)::bigint AS input_tokens,
-        sum(output_tokens)::bigint AS output_tokens,
-        sum(cached_read_tokens)::bigint AS cached_read_tokens,
-        sum(cached_write_tokens)::bigint AS cached_write_tokens,
-        sum(reasoning_tokens)::bigint AS reasoning_tokens,
-        sum(cost_usd) AS cost_usd,
-        sum(provider_cost_usd) AS provider_cost_usd,
-        sum(unpriced_attempts)::bigint AS unpriced_attempts,
-        sum(unpriced_tokens)::bigint AS unpriced_tokens,
-        sum(latency_count)::bigint AS latency_count,
-        sum(latency_sum_ms)::bigint AS latency_sum_ms,
-        sum(latency_histogram) AS latency_histogram,
-        sum(first_token_count)::bigint AS first_token_count,
-        sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
-        sum(first_token_histogram) AS first_token_histogram
+        sum_of_few(attempts) AS attempts,
+        sum_of_few(input_tokens) AS input_tokens,
+        sum_of_few(output_tokens) AS output_tokens,
+        sum_of_few(cached_read_tokens) AS cached_read_tokens,
+        sum_of_few(cached_write_tokens) AS cached_write_tokens,
+        sum_of_few(reasoning_tokens) AS reasoning_tokens,
+        sum_of_few(cost_usd) AS cost_usd,
+        sum_of_few(provider_cost_usd) AS provider_cost_usd,
+        sum_of_few(unpriced_attempts) AS unpriced_attempts,
+        sum_of_few(unpriced_tokens) AS unpriced_tokens,
+        sum_of_few(latency_count) AS latency_count,
+        sum_of_few(latency_sum_ms) AS latency_sum_ms,
+        sum_of_few(latency_histogram) AS latency_histogram,
+        sum_of_few(first_token_count) AS first_token_count,
+        sum_of_few(first_token_sum_ms) AS first_token_sum_ms,
+        sum_of_few(first_token_histogram) AS first_token_histogram
     FROM by_hour
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ),
