@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 BATCH_EVENTS: Final = 500
-IN_FLIGHT: Final = 8
+# Requests at once, as of 16 routers that each send a batch and wait: with few the service and Postgres take turns.
+IN_FLIGHT: Final = 16
 _CONDITIONS: Final = (
     f"durable; batches of {BATCH_EVENTS} of 200 tenants and 12 models (Zipf), an event a millisecond; "
     "client, service and Postgres on the same machine"
