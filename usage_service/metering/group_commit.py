@@ -42,7 +42,7 @@ class GroupedLedger:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def store(self, rows: Sequence[LedgerRow]) -> Sequence[StoreOutcome]:
-        """Store rows with distinct event ids; see `metering.ports.Ledger`.
+        """Store rows with distinct keys; see `metering.ports.Ledger`.
 
         A caller that leaves before its rows were taken has stored nothing; later, what becomes of them is unknown.
         """
@@ -71,16 +71,16 @@ class GroupedLedger:
             self._writing -= 1
 
     def _next_group(self) -> list[_Waiting]:
-        """The longest waiting batches that may share a transaction: few enough, and no event id twice."""
+        """The longest waiting batches that may share a transaction: few enough, and no event twice."""
         group: list[_Waiting] = []
-        ids: set[int] = set()
+        keys: set[int] = set()
         while self._queue:
             first = self._queue[0]
             if not first.outcomes.done():
-                its_ids = {row.event.id_bits for row in first.rows}
-                if group and (len(ids) + len(its_ids) > self.max_rows or not ids.isdisjoint(its_ids)):
+                its_keys = {row.event.key for row in first.rows}
+                if group and (len(keys) + len(its_keys) > self.max_rows or not keys.isdisjoint(its_keys)):
                     break
-                ids |= its_ids
+                keys |= its_keys
                 group.append(first)
             self._queue.popleft()
             self._waiting_rows -= len(first.rows)

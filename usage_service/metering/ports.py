@@ -59,7 +59,7 @@ class Ledger(Protocol):
     """The durable rows and their rollups."""
 
     async def store(self, rows: Sequence[LedgerRow]) -> Sequence[StoreOutcome]:
-        """Store rows with distinct event ids; one outcome per row, in order. What is reported as stored is durable.
+        """Store rows with distinct keys; one outcome per row, in order. What is reported as stored is durable.
 
         Raises `ServiceError` UNAVAILABLE when the database is away: then nothing is known of any row.
         """

@@ -146,7 +146,8 @@ class Recorder:
     def min_send_interval_s(self) -> float | None:
         """How long a router should leave between batches: as long as those ahead take. None while there is room."""
         queued = self._waiting - self._writer_count
-        return queued * self._recent_batch_s / self._writer_count if queued > 0 else None
+        # Batches that wait are written together, so as many as wait now are answered in about the time that one takes.
+        return self._recent_batch_s * queued / self._waiting if queued > 0 else None
 
     @contextmanager
     def _place_in_queue(self) -> Iterator[None]:
@@ -171,14 +172,14 @@ class Recorder:
         book = await self._book_for(parsed)
         hashes = [_content_hash(submission.payload) for submission in batch.submissions]
 
-        # Only the first event with an id goes to the ledger; what came of it decides on the others.
+        # Only the first event with a key goes to the ledger; what came of it decides on the others.
         rows: list[LedgerRow] = []
         row_of: dict[int, int] = {}
         is_first: list[bool] = []
         for event, content_hash in zip(parsed, hashes, strict=True):
-            is_first.append(isinstance(event, UsageEvent) and event.id_bits not in row_of)
+            is_first.append(isinstance(event, UsageEvent) and event.key not in row_of)
             if isinstance(event, UsageEvent) and is_first[-1]:
-                row_of[event.id_bits] = len(rows)
+                row_of[event.key] = len(rows)
                 rows.append(_row(event, content_hash, batch, book))
         stored = await self._ledger.store(rows)
 
@@ -187,7 +188,7 @@ class Recorder:
             if not isinstance(event, UsageEvent):
                 outcomes.append(_rejected(event))
                 continue
-            place = row_of[event.id_bits]
+            place = row_of[event.key]
             outcome = _outcome(rows[place], stored[place], content_hash, is_first=first)
             if outcome.disposition is Disposition.ACCEPTED and outcome.pricing_state is PricingState.UNPRICED:
                 self._metrics.event_unpriced(event.reported.provider)
@@ -248,7 +249,7 @@ def _rejected(violations: tuple[Violation, ...]) -> Outcome:
 
 
 def _outcome(first: LedgerRow, stored: StoreOutcome, content_hash: bytes, *, is_first: bool) -> Outcome:
-    """What to answer for an event, given what became of the first event of the batch with its id."""
+    """What to answer for an event, given what became of the first event of the batch with its key."""
     match stored:
         case Inserted():
             if is_first:

@@ -28,6 +28,8 @@ from usage_service.metering.ports import (
 from usage_service.storage.partitions import Partitions
 
 if TYPE_CHECKING:
+    from asyncpg import Record
+
     from service_runtime.postgres import Connection
 
 # The temp table costs about a millisecond per transaction; from about here on COPY saves more than that.
@@ -81,7 +83,7 @@ class PostgresLedger:
         self._promised: list[asyncio.Task[None]] = []  # only under sabotage
 
     async def store(self, rows: Sequence[LedgerRow]) -> list[StoreOutcome]:
-        """Store rows with distinct event ids; see `metering.ports.Ledger`.
+        """Store rows with distinct keys; see `metering.ports.Ledger`.
 
         A batch that the database refuses for its values is halved until the culprits stand alone; the rest is stored.
         """
@@ -128,38 +130,46 @@ class PostgresLedger:
 
     async def _store_at_once(self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]) -> list[StoreOutcome]:
         crash_point(CrashPoint.INGEST_BEFORE_INSERT)
-        held: dict[Any, StoreOutcome] = {}
         async with self._postgres.transaction() as connection:
             inserted = await _insert(connection, records)
-            if len(inserted) < len(rows):
-                held = await _find_stored(connection, [row for row in rows if row.event.event_id not in inserted])
+            outcomes: list[StoreOutcome]
+            if len(inserted) == len(rows):
+                outcomes = [Inserted()] * len(rows)
+            else:
+                outcomes = await _told_apart(connection, rows, {_key_of(record) for record in inserted})
             crash_point(CrashPoint.INGEST_BEFORE_COMMIT)
         crash_point(CrashPoint.INGEST_AFTER_COMMIT)
-        if len(inserted) == len(rows):
-            return [Inserted()] * len(rows)
-        return [
-            Inserted() if row.event.event_id in inserted else held.get(row.event.event_id, _VANISHED) for row in rows
-        ]
+        return outcomes
 
 
 # In the way of the insert, yet not there a moment later: its partition was dropped in between.
 _VANISHED = NotStoredNow("the row that was in the way has gone")
 
 
-async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> set[Any]:
-    """Insert and roll up; returns the ids that are new."""
+async def _insert(connection: Connection, records: Sequence[tuple[Any, ...]]) -> list[Record]:
+    """Insert and roll up; returns the keys that are new."""
     if len(records) >= COPY_FROM_ROWS:
         await connection.execute(_QUERIES["create_stage"])
         await connection.copy_records_to_table(
             "usage_stage", schema_name="pg_temp", records=records, columns=list(_COLUMNS)
         )
-        fetched = await connection.fetch(_INGEST_COPIED)
-    else:
-        fetched = await connection.fetch(_INGEST_ARRAYS, *zip(*records, strict=True))
-    return {record["id"] for record in fetched}
+        return await connection.fetch(_INGEST_COPIED)
+    return await connection.fetch(_INGEST_ARRAYS, *zip(*records, strict=True))
 
 
-async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dict[Any, StoreOutcome]:
+def _key_of(record: Record) -> int:
+    """`UsageEvent.key` of a row."""
+    key: int = record["id"].int << 128 | record["tenant_id"].int
+    return key
+
+
+async def _told_apart(connection: Connection, rows: Sequence[LedgerRow], inserted: set[int]) -> list[StoreOutcome]:
+    """The outcome of each row, given the keys of those that are new."""
+    held = await _find_stored(connection, [row for row in rows if row.event.key not in inserted])
+    return [Inserted() if row.event.key in inserted else held.get(row.event.key, _VANISHED) for row in rows]
+
+
+async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dict[int, StoreOutcome]:
     times = [row.event.used_at for row in rows]
     fetched = await connection.fetch(
         _QUERIES["find_stored"],
@@ -170,7 +180,7 @@ async def _find_stored(connection: Connection, rows: Sequence[LedgerRow]) -> dic
         max(times),
     )
     return {
-        record["id"]: AlreadyStored(
+        _key_of(record): AlreadyStored(
             content_hash=record["content_hash"],
             cost_usd=record["estimated_cost_usd"],
             pricing_state=PricingState(record["pricing_state"]),

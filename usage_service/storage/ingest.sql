@@ -2,7 +2,7 @@
 -- storage/events.py holds the columns in the same order.
 
 -- name: ingest
--- Insert the staged rows that are not there yet and add them, and them alone, to every rollup; returns the new ids.
+-- Insert the staged rows that are not there yet and add them, and them alone, to every rollup; returns the new keys.
 -- Everything is sorted by key, so that two writers take their locks in the same order. The braces stand for one of the
 -- two stages below. A group of a batch has a few rows, so sum_of_few adds them; for sum() they are hardly worth its start.
 WITH inserted AS (
@@ -195,7 +195,7 @@ day_rollup AS (
         first_token_sum_ms = rollup.first_token_sum_ms + excluded.first_token_sum_ms,
         first_token_histogram = rollup.first_token_histogram + excluded.first_token_histogram
 )
-SELECT id FROM inserted
+SELECT tenant_id, id FROM inserted
 
 -- name: create_stage
 -- Where COPY puts a large batch; one per connection, empty again after each transaction.
@@ -230,7 +230,7 @@ unnest(
 
 -- name: find_stored
 -- What the ledger holds under the keys of a batch.
-SELECT stored.id, stored.content_hash, stored.estimated_cost_usd, stored.pricing_state, stored.router_epoch
+SELECT stored.tenant_id, stored.id, stored.content_hash, stored.estimated_cost_usd, stored.pricing_state, stored.router_epoch
 FROM unnest($1::uuid[], $2::timestamptz[], $3::uuid[]) AS sent (tenant_id, used_at, id)
 JOIN model_usage_stats AS stored
     ON stored.tenant_id = sent.tenant_id AND stored."timestamp" = sent.used_at AND stored.id = sent.id

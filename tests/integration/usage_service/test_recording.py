@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -108,14 +109,26 @@ async def test_the_same_id_with_other_content_is_kept_aside_and_the_first_stays(
     assert [tuple(row) for row in kept] == [(event_id, "conflict", submission(other).payload)]
 
 
-async def test_the_same_id_for_another_tenant_in_a_batch_is_a_conflict(ledger: LedgerUnderTest) -> None:
+@pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 1, 1, 1), (1, 3)])
+async def test_the_same_id_of_another_tenant_is_another_event_however_the_batches_are_split(
+    ledger: LedgerUnderTest, sizes: tuple[int, ...]
+) -> None:
     event_id = str(event_id_at(NOW))
+    one = reported_event(NOW, event_id=event_id)
+    other = reported_event(NOW, event_id=event_id, tenant_id=OTHER_TENANT, tokens=TokenCounts(input_tokens=7))
+    sent = iter([one, other, other, one])
 
-    outcomes = await ledger.recorder.record(
-        batch(reported_event(NOW, event_id=event_id), reported_event(NOW, event_id=event_id, tenant_id=OTHER_TENANT))
-    )
+    outcomes = []
+    for size in sizes:
+        outcomes += await ledger.recorder.record(batch(*islice(sent, size)))
 
-    assert dispositions(outcomes) == [Disposition.ACCEPTED, Disposition.CONFLICT]
+    assert dispositions(outcomes) == [Disposition.ACCEPTED] * 2 + [Disposition.DUPLICATE] * 2
+    assert [outcome.cost_usd for outcome in outcomes[:2]] == [outcome.cost_usd for outcome in outcomes[:1:-1]]
+    for table in ("model_usage_stats", "usage_rollup_minute", "usage_rollup_hour", "usage_rollup_day"):
+        kept = await ledger.connection.fetch(f"SELECT tenant_id::text, input_tokens FROM {table}")
+        assert {tuple(row) for row in kept} == {(TENANT, 1_000), (OTHER_TENANT, 7)}
+        assert len(kept) == 2
+    assert await ledger.connection.fetchval("SELECT count(*) FROM usage_events_rejected") == 0
 
 
 async def test_a_bad_event_is_kept_with_its_reason_and_the_rest_is_stored(ledger: LedgerUnderTest) -> None:
@@ -255,6 +268,31 @@ async def test_a_deadlock_with_another_writer_is_tried_again(ledger: LedgerUnder
     assert dispositions(await ours) == [Disposition.ACCEPTED]
     assert len(ledger.retries) == 1
     assert await ledger.connection.fetchval("SELECT sum(attempts) FROM usage_rollup_day") == 3
+
+
+async def test_a_transaction_that_cannot_be_serialised_is_tried_again(ledger_database: str) -> None:
+    # What an operator may have set for the database: then a row that changed since our snapshot is an error.
+    joint = "&" if "?" in ledger_database else "?"
+    dsn = f"{ledger_database}{joint}default_transaction_isolation=repeatable%20read"
+    async with ledger_on(dsn) as ledger:
+        await ledger.recorder.record(batch(reported_event(NOW)))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        other_writer = ledger.connection.transaction(isolation="read_committed")
+        await other_writer.start()
+        await ledger.connection.execute("UPDATE usage_rollup_minute SET attempts = attempts")
+
+        ours = asyncio.create_task(ledger.recorder.record(batch(reported_event(NOW))))
+        while not await ledger.connection.fetchval(waiting):
+            await asyncio.sleep(0.005)
+        await other_writer.commit()
+
+        assert dispositions(await ours) == [Disposition.ACCEPTED]
+        assert len(ledger.retries) == 1
+        assert await ledger.connection.fetchval("SELECT count(*) FROM model_usage_stats") == 2
+        for table in ("usage_rollup_minute", "usage_rollup_hour", "usage_rollup_day"):
+            assert await ledger.connection.fetchval(f"SELECT sum(attempts) FROM {table}") == 2
 
 
 async def test_events_of_35_days_find_their_partitions(ledger: LedgerUnderTest) -> None:

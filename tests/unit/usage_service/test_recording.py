@@ -77,7 +77,13 @@ def quarantine() -> QuarantineInMemory:
 
 
 @pytest.fixture
-def recorder(ledger: LedgerInMemory, quarantine: QuarantineInMemory) -> Recorder:
+def clock_s() -> list[float]:
+    """The monotonic clock that the recorder reads; a test sets its one number."""
+    return [0.0]
+
+
+@pytest.fixture
+def recorder(ledger: LedgerInMemory, quarantine: QuarantineInMemory, clock_s: list[float]) -> Recorder:
     return Recorder(
         ledger=ledger,
         quarantine=quarantine,
@@ -85,7 +91,7 @@ def recorder(ledger: LedgerInMemory, quarantine: QuarantineInMemory) -> Recorder
         rules=EventRules(),
         metrics=PrometheusRecordingMetrics(Metrics()),
         now=lambda: NOW,
-        monotonic_s=lambda: 0.0,
+        monotonic_s=lambda: clock_s[0],
         writers=2,
         max_waiting=4,
     )
@@ -196,6 +202,27 @@ async def test_routers_are_asked_to_pause_only_while_batches_queue(recorder: Rec
     ledger.open.set()
     await asyncio.gather(*running)
     assert recorder.min_send_interval_s() is None
+
+
+async def test_the_pause_is_no_longer_than_a_batch_takes_however_many_wait(
+    recorder: Recorder, ledger: LedgerInMemory, clock_s: list[float]
+) -> None:
+    # They are written together, so twice as many do not take twice as long.
+    ledger.open.clear()
+    slow = asyncio.create_task(recorder.record(batch(reported_event(NOW))))
+    await asyncio.sleep(0)
+    clock_s[0] += 8.0  # of which the running mean takes an eighth
+    ledger.open.set()
+    await slow
+    ledger.open.clear()
+    running = [asyncio.create_task(recorder.record(batch(reported_event(NOW)))) for _ in range(4)]
+    await asyncio.sleep(0)
+
+    pause_s = recorder.min_send_interval_s()
+
+    ledger.open.set()
+    await asyncio.gather(*running)
+    assert pause_s == pytest.approx(0.5)  # two of the four are being written, two wait
 
 
 async def test_a_caller_who_leaves_gives_its_place_back(recorder: Recorder, ledger: LedgerInMemory) -> None:
