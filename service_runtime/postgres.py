@@ -47,7 +47,11 @@ _ACQUIRE_FAILURES: tuple[type[Exception], ...] = (*CONNECTION_FAILURES, asyncpg.
 
 
 class Postgres:
-    """A pool of connections to one database, all under one role and with one statement time-out."""
+    """A pool of connections to one database, all under one role and with one statement time-out.
+
+    What a block sets for its session stays for the next one that gets the connection: use SET LOCAL and locks of the
+    transaction. A transaction that a block leaves open is rolled back.
+    """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], *, acquire_timeout_s: float) -> None:
         self._pool = pool
@@ -87,6 +91,7 @@ class Postgres:
                 timeout=_CONNECT_TIMEOUT_S,
                 command_timeout=statement_timeout_s + _CLIENT_TIMEOUT_MARGIN_S,
                 server_settings=server_settings,
+                reset=_nothing_to_reset,
             )
         return cls(pool, acquire_timeout_s=acquire_timeout_s)
 
@@ -143,6 +148,10 @@ class Postgres:
         except _ACQUIRE_FAILURES as error:
             # The pool has dropped the connection. Whether the work was done is told by the block's own outcome.
             log.info("postgres.connection_dropped", cause=type(error).__name__)
+
+
+async def _nothing_to_reset(_connection: object) -> None:
+    """Instead of asyncpg's RESET ALL after every use: a round trip, a tenth of a short statement's time."""
 
 
 def _is_lost(connection: Connection) -> bool:

@@ -60,8 +60,10 @@ def unpacked(packed: Decimal) -> tuple[int, ...]:
     if not packed:
         return ()
     digits = format(packed, "f")
-    ends = range(len(digits), 0, -_DIGITS_PER_BUCKET)
-    return tuple(int(digits[max(0, end - _DIGITS_PER_BUCKET) : end]) for end in ends)
+    # Nothing lasts no time at all: the buckets below the first count are half of them, and need not be read.
+    empty = (len(digits) - len(digits.rstrip("0"))) // _DIGITS_PER_BUCKET
+    ends = range(len(digits) - empty * _DIGITS_PER_BUCKET, 0, -_DIGITS_PER_BUCKET)
+    return (*[0] * empty, *[int(digits[max(0, end - _DIGITS_PER_BUCKET) : end]) for end in ends])
 
 
 def percentile_ms(histogram: Sequence[int], ratio: float) -> float | None:

@@ -35,6 +35,17 @@ async def insert_and_fail(postgres: Postgres) -> None:
         raise RuntimeError
 
 
+async def test_a_transaction_that_is_left_open_reaches_nobody_else(empty_database: str) -> None:
+    postgres = await Postgres.connect(empty_database, min_size=1, max_size=1)
+    await run(postgres, "CREATE TABLE numbers (number int)")
+    async with postgres.acquire() as connection:
+        await connection.execute("BEGIN; SET LOCAL work_mem = '77kB'; INSERT INTO numbers VALUES (1)")
+
+    assert await run(postgres, "SELECT count(*) FROM numbers") == 0
+    assert await run(postgres, "SELECT current_setting('work_mem') <> '77kB'") is True
+    await postgres.close()
+
+
 async def test_statements_run_under_the_role_with_its_rights_only(empty_database: str) -> None:
     owner = await Postgres.connect(empty_database, min_size=1, max_size=1)
     async with owner.acquire() as connection:
