@@ -75,10 +75,10 @@ class GrpcServer:
         self._health_names: list[str] = []
         self._health = health.Health(())
         self._options = _options(max_message_bytes=max_message_bytes, reuse_port=reuse_port)
-        boundary = ErrorBoundary(
+        self._boundary = ErrorBoundary(
             metrics=metrics, in_flight=self.in_flight, limits=limits, detail_to_proto=detail_to_proto
         )
-        self._interceptors = [boundary, *interceptors]
+        self._interceptors = [self._boundary, *interceptors]
         self._server: grpc.aio.Server | None = None
         metrics.gauge("grpc_server_in_flight", "RPCs in progress.").set_function(lambda: len(self.in_flight.requests))
 
@@ -158,6 +158,7 @@ class GrpcServer:
         await self._server.stop(grace_s)
         # stop() returns before the cancelled handlers have run their `finally` blocks.
         left = await self.in_flight.wait_until_idle(_CLEANUP_TIMEOUT_S)
+        self._boundary.tell_refusals()
         if left:
             log.error("grpc.handlers_left", count=left, waited_s=_CLEANUP_TIMEOUT_S)
         return left

@@ -28,6 +28,7 @@ from service_runtime.errors import Category, ServiceError
 from service_runtime.ids import uuid7
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
+from service_runtime.refusal_log import RefusalLog
 
 __all__ = ["BoundaryLimits", "ErrorBoundary", "outgoing_metadata"]
 
@@ -76,7 +77,12 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         self._in_flight = in_flight
         self._detail_to_proto = detail_to_proto
         self._outcomes = _Outcomes(metrics)
+        self._refusals = RefusalLog()
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
+
+    def tell_refusals(self) -> None:
+        """Log at once what of the refusals was only counted: before the process ends."""
+        self._refusals.tell()
 
     async def intercept_service(
         self,
@@ -178,13 +184,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 f"not done after {self._limits.max_duration_s:g} s, the server's cap",
             )
         if isinstance(error, ServiceError):
-            log.info(
-                "rpc.refused",
-                method=call.method,
-                code=error.category.name,
-                reason=error.reason,
-                cause=type(error.__cause__).__name__ if error.__cause__ is not None else None,
-            )
+            self._refusals.refused(call.method, error)
             try:
                 return to_status(error, self._detail_to_proto)
             except Exception:  # a bug in rendering the error is a bug like any other

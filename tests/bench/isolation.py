@@ -4,10 +4,11 @@
 
 - *amplification*: requests that the providers saw for each request of a caller, while half of what they answer is 503;
 - *isolation*: how tenant B's latency changes while tenant A's rejected key fails 1,000 times a second, in rounds with
-  and without A by turns;
+  and without A by turns; what differs between B's own rounds without A says how far to trust the ratio;
 - *all breakers open*: how soon a caller is told that nobody can serve.
 
-Everything runs on this machine: providers, router, ledger, Postgres and both loads share its cores.
+Everything runs on this machine: providers, router, ledger, Postgres and both loads share its cores. What the loads and
+the router took of them is among the figures, and what was left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -32,21 +34,22 @@ import uvloop
 from rich.console import Console
 
 from tests.bench.figures import Figure, Target, percentile
+from tests.bench.flood import HELLO, Told
+from tests.bench.processes import Tree, child_running
 from tests.bench.report import machine, print_figures
 from tests.support.provider_server import ProviderProcess
 from tests.support.stack import Stack
 from turnpike.router.v1 import (
-    completion_pb2,
     router_service_pb2,
     router_service_pb2_grpc,
     tenant_service_pb2,
     tenant_service_pb2_grpc,
 )
 
-HELLO: Final = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="Tell me about turnpikes.")
 FLOOD_PER_S: Final = 1000
 B_PER_S: Final = 40
 ANSWER: Final = "ok?n=20&first_ms=100&gap_ms=10"  # 0.3 s, a fast provider: a slower one would hide more
+OF_B: Final = f"tenant B, streams of 0.3 s at {B_PER_S}/s"
 GOOD: Final = "ok?n=2&first_ms=20"
 
 
@@ -54,7 +57,7 @@ GOOD: Final = "ok?n=2&first_ms=20"
 class Plan:
     """Rounds, and how long each load lasts."""
 
-    rounds: int = 5
+    rounds: int = 6
     round_s: float = 6.0
     brown_out_requests: int = 1000
     brown_out_per_s: float = 50.0
@@ -72,6 +75,7 @@ class Site:
     router: str
     providers: Sequence[ProviderProcess]
     good_key: str
+    router_process: Tree
 
     def tenant(self, models: dict[str, str], *, key: str | None = None) -> str:
         """A tenant with keys of its own, who prefers groq."""
@@ -110,7 +114,9 @@ def running_site() -> Iterator[Site]:
                 },
             ).start()
             try:
-                yield Site(stack.router, (groq, openrouter), good_key)
+                assert stack.process is not None
+                router = Tree(child_running(stack.process.pid, "router_service"))
+                yield Site(stack.router, (groq, openrouter), good_key, router)
             finally:
                 stack.stop()
                 stack.kill()
@@ -167,13 +173,33 @@ def brown_out(site: Site, plan: Plan, *, both: bool) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """Tenant B alone, and beside the flood."""
+class Half:
+    """B's calls for a while, and the share of one core that was used meanwhile: by B's own load, by the router, and by
+    nobody (of all cores together).
+    """
 
-    alone: Calls
-    beside: Calls
-    flood_per_s: float
-    flood_reached_provider: int
+    calls: Calls
+    load_cores: float
+    router_cores: float
+    idle_cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Tenant B alone, and beside the flood, which is told by itself."""
+
+    alone: Half
+    beside: Half
+    flood: Told
+    reached_provider: int
+
+    @property
+    def refused_per_s(self) -> float:
+        return self.flood.refused / self.flood.seconds
+
+    @property
+    def router_ms_per_refusal(self) -> float:
+        return 1000 * (self.beside.router_cores - self.alone.router_cores) / self.refused_per_s
 
 
 def isolation(site: Site, plan: Plan) -> Sequence[Round]:
@@ -183,30 +209,41 @@ def isolation(site: Site, plan: Plan) -> Sequence[Round]:
     uvloop.run(load(site.router, tenant_b, count=20, per_s=B_PER_S))  # warm
     rounds = []
     for number in range(plan.rounds):
-        halves: dict[bool, Calls] = {}
-        flood: dict[str, float] = {}
+        halves: dict[bool, Half] = {}
+        told = Told()
         before = len(site.providers[0].served)
         for with_flood in (False, True) if number % 2 == 0 else (True, False):
             if with_flood:
                 with _flooding(site.router, tenant_a, plan) as process:
-                    time.sleep(0.5)
+                    time.sleep(0.7)
                     halves[True] = _of_b(site, tenant_b, plan)
-                    flood = json.loads(process.communicate(timeout=60)[0])
+                    told = Told(**json.loads(process.communicate(timeout=60)[0]))
             else:
                 halves[False] = _of_b(site, tenant_b, plan)
+            time.sleep(0.7)  # journal and reporting lag behind
         reached = sum(one.status == 401 for one in site.providers[0].served[before:])
-        rounds.append(Round(halves[False], halves[True], flood["failed"] / flood["seconds"], reached))
+        rounds.append(Round(halves[False], halves[True], told, reached))
     return rounds
 
 
-def _of_b(site: Site, tenant: str, plan: Plan) -> Calls:
-    return uvloop.run(load(site.router, tenant, count=int(plan.round_s * B_PER_S), per_s=B_PER_S))
+def _of_b(site: Site, tenant: str, plan: Plan) -> Half:
+    own_s, router_s, idle_s, began_at = time.process_time(), site.router_process.cpu_s(), _idle_s(), time.monotonic()
+    calls = uvloop.run(load(site.router, tenant, count=int(plan.round_s * B_PER_S), per_s=B_PER_S))
+    own_s, router_s = time.process_time() - own_s, site.router_process.cpu_s() - router_s
+    passed_s = time.monotonic() - began_at
+    return Half(calls, own_s / passed_s, router_s / passed_s, (_idle_s() - idle_s) / passed_s)
+
+
+def _idle_s() -> float:
+    """Seconds that the machine's cores have been idle or waiting for a disk, together, since it was started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def _flooding(router: str, tenant: str, plan: Plan) -> Iterator[subprocess.Popen[str]]:
     amounts = [str(plan.failures_per_s), str(plan.round_s + 1.0)]
-    command = [sys.executable, "-m", "tests.bench.isolation", "--flood", router, tenant, *amounts]
+    command = [sys.executable, "-m", "tests.bench.flood", router, tenant, *amounts]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -215,13 +252,6 @@ def _flooding(router: str, tenant: str, plan: Plan) -> Iterator[subprocess.Popen
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
-
-
-def _flood(router: str, tenant: str, per_s: float, seconds: float) -> None:
-    """The body of the flooding process: prints what came of it."""
-    started = time.monotonic()
-    calls = uvloop.run(load(router, tenant, count=int(seconds * per_s), per_s=per_s))
-    print(json.dumps({"failed": calls.failed, "served": calls.served, "seconds": time.monotonic() - started}))
 
 
 def open_breakers(site: Site, plan: Plan) -> Calls:
@@ -242,36 +272,58 @@ def figures(site: Site, plan: Plan) -> Sequence[Figure]:
     one, both = brown_out(site, plan, both=False), brown_out(site, plan, both=True)
     rounds, refused = isolation(site, plan), open_breakers(site, plan)
     load_of = f"{plan.brown_out_requests} requests at {plan.brown_out_per_s:g}/s, counted at the providers"
-    of_b = f"tenant B, streams of 0.3 s at {B_PER_S}/s for {plan.round_s:g} s"
-    refusals = [ms for ms in refused.latencies_ms if ms < 1000]
-
-    def p(calls: Calls, fraction: float) -> float:
-        return percentile(calls.latencies_ms, fraction)
-
-    def b(name: str, unit: str, samples: Sequence[float], target: Target | None = None) -> Figure:
-        return Figure(name, unit, samples, of_b, target)
-
     return [
         Figure("amplification, one provider half sick", "x", [one[0]], load_of, Target(1.2)),
         Figure("  callers served", "%", [one[1] * 100], load_of, Target(99.5, is_at_most=False)),
         Figure("amplification, both providers half sick", "x", [both[0]], load_of, Target(1.2)),
         Figure("  callers served", "%", [both[1] * 100], load_of),
-        b("A's failures while B is measured", "1/s", [r.flood_per_s for r in rounds]),
-        b("  of them that reached the provider", "per round", [float(r.flood_reached_provider) for r in rounds]),
-        b(
-            "B served beside A",
-            "%",
-            [100 * r.beside.served / (r.beside.served + r.beside.failed) for r in rounds],
-            Target(100.0, is_at_most=False),
-        ),
-        b("B p50 alone", "ms", [p(r.alone, 0.5) for r in rounds]),
-        b("B p50 beside A", "ms", [p(r.beside, 0.5) for r in rounds]),
-        b("B p99 alone", "ms", [p(r.alone, 0.99) for r in rounds]),
-        b("B p99 beside A", "ms", [p(r.beside, 0.99) for r in rounds]),
-        b("B p99 beside A over alone", "x", [p(r.beside, 0.99) / p(r.alone, 0.99) for r in rounds], Target(1.05)),
-        Figure("all breakers open: refusal p50", "ms", [percentile(refusals, 0.5)], "100/s", Target(20.0)),
-        Figure("all breakers open: refusal p99", "ms", [percentile(refusals, 0.99)], "100/s", Target(20.0)),
+        *_of_rounds(rounds, OF_B),
+        Figure("all breakers open: refusal p50", "ms", [_p(refused, 0.5)], "100/s", Target(20.0)),
+        Figure("all breakers open: refusal p99", "ms", [_p(refused, 0.99)], "100/s", Target(20.0)),
+        Figure("all breakers open: refusal, slowest", "ms", [_p(refused, 1.0)], "100/s"),
     ]
+
+
+def _of_rounds(rounds: Sequence[Round], conditions: str) -> Sequence[Figure]:
+    def of(name: str, unit: str, samples: Sequence[float], target: Target | None = None) -> Figure:
+        return Figure(name, unit, samples, conditions, target)
+
+    served = [100 * r.beside.calls.served / (r.beside.calls.served + r.beside.calls.failed) for r in rounds]
+    alone, beside = _pooled([r.alone for r in rounds]), _pooled([r.beside for r in rounds])
+    even, odd = _pooled([r.alone for r in rounds[::2]]), _pooled([r.alone for r in rounds[1::2]])
+    found = [
+        of("A's refusals while B is measured", "1/s", [r.refused_per_s for r in rounds]),
+        of("  of them that reached the provider", "per round", [float(r.reached_provider) for r in rounds]),
+        of("  the router's CPU for each", "ms", [r.router_ms_per_refusal for r in rounds]),
+        of("  cores: A's load", "", [r.flood.cpu_s / r.flood.seconds for r in rounds]),
+        of("  cores: B's load", "", [r.beside.load_cores for r in rounds]),
+        of("  cores: the router", "", [r.beside.router_cores for r in rounds]),
+        of("  cores: idle", "", [r.beside.idle_cores for r in rounds]),
+        of("cores idle without A", "", [r.alone.idle_cores for r in rounds]),
+        of("B served beside A", "%", served, Target(100.0, is_at_most=False)),
+        of("B p50 alone", "ms", [_p(r.alone.calls, 0.5) for r in rounds]),
+        of("B p50 beside A", "ms", [_p(r.beside.calls, 0.5) for r in rounds]),
+        of("B p99 alone", "ms", [_p(r.alone.calls, 0.99) for r in rounds]),
+        of("B p99 beside A", "ms", [_p(r.beside.calls, 0.99) for r in rounds]),
+        of(
+            "B p99 beside A over alone",
+            "x",
+            [_p(r.beside.calls, 0.99) / _p(r.alone.calls, 0.99) for r in rounds],
+            Target(1.05),
+        ),
+        of("  over all calls of all rounds", "x", [_p(beside, 0.99) / _p(alone, 0.99)], Target(1.05)),
+    ]
+    if len(rounds) > 1:
+        found.append(of("  B alone over B alone, every other round", "x", [_p(odd, 0.99) / _p(even, 0.99)]))
+    return found
+
+
+def _pooled(halves: Sequence[Half]) -> Calls:
+    return Calls(latencies_ms=sorted(ms for half in halves for ms in half.calls.latencies_ms))
+
+
+def _p(calls: Calls, fraction: float) -> float:
+    return percentile(calls.latencies_ms, fraction)
 
 
 def main() -> None:
@@ -279,17 +331,13 @@ def main() -> None:
         prog="python -m tests.bench.isolation", description="Measure failover and isolation."
     )
     parser.add_argument("--smoke", action="store_true", help="a short run that only shows that it works")
+    parser.add_argument("--only-isolation", action="store_true", help="leave out brown-outs and open breakers")
     parser.add_argument("--failures-per-s", type=float, default=FLOOD_PER_S, help="of tenant A; default: %(default)s")
-    parser.add_argument("--flood", nargs=4, metavar=("ROUTER", "TENANT", "PER_S", "SECONDS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.flood:
-        router, tenant, per_s, seconds = options.flood
-        _flood(router, tenant, float(per_s), float(seconds))
-        return
     plan = replace(SMOKE if options.smoke else Plan(), failures_per_s=options.failures_per_s)
     conditions = machine()
     with running_site() as site:
-        found = figures(site, plan)
+        found = _of_rounds(isolation(site, plan), OF_B) if options.only_isolation else figures(site, plan)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     print_figures(console, found, f"{conditions}; B and A alternate, medians of the rounds; loads share the machine")
 
