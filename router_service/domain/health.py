@@ -29,6 +29,8 @@ WINDOW_MIN_ATTEMPTS = 20
 WINDOW_FAILURE_RATIO = 0.5
 PROBE_INTERVAL_S = 5.0
 MAX_OPEN_S = 60.0
+OUT_OF_TURN = 16  # attempts at a route that answered a moment ago, for requests that nobody else can serve
+OUT_OF_TURN_PER_SUCCESS = 2  # so many more for each success of an attempt that began before the breaker opened
 PROBE_LEASE_S = 60.0  # a probe without a verdict after this long is given up for lost
 MAX_RETRY_AFTER_S = 60.0
 DEFAULT_RATE_LIMIT_REST_S = 5.0
@@ -56,6 +58,9 @@ class Breaker:
     Opens on 5 failures in a row, or on half of at least 20 attempts within 10 s. Stays open 5 s, then twice as long
     after each failed probe, up to 60 s; `probe_due_at` is when that ends. `open_since` is None while closed;
     `probe_since` is None while no probe runs, else the beginning of the latest. `began_at` is when an attempt started.
+
+    A route that still answered within 10 s before the breaker opened is sick and not dead. Requests that have no other
+    candidate may go there out of turn, `out_of_turn` more of them; one that succeeds closes the breaker.
     """
 
     consecutive_failures: int = 0
@@ -66,6 +71,8 @@ class Breaker:
     open_for_s: float = 0.0
     probe_due_at: float = 0.0
     probe_since: float | None = None
+    last_success_at: float | None = None
+    out_of_turn: int = 0
 
     def state(self, now: float) -> BreakerState:
         if self.open_since is None:
@@ -76,12 +83,12 @@ class Breaker:
 
     def admits(self, now: float, *, is_only_candidate: bool) -> bool:
         """Whether a request may go through. An only candidate is never kept out for longer than one probe interval,
-        not even by a probe that takes long to answer.
+        not even by a probe that takes long to answer, and not at all while attempts out of turn are left.
         """
         if self.open_since is None:
             return True
         if is_only_candidate:
-            return now >= self._due_for_an_only_candidate(now)
+            return self.out_of_turn > 0 or now >= self._due_for_an_only_candidate(now)
         return not self._probe_is_running(now) and now >= self.probe_due_at
 
     def retry_after_s(self, now: float) -> float:
@@ -91,8 +98,12 @@ class Breaker:
         return max(0.0, self._due_for_an_only_candidate(now) - now)
 
     def started(self, now: float) -> Breaker:
-        """An admitted attempt begins. On an open breaker it is the probe."""
-        return self if self.open_since is None else replace(self, probe_since=now)
+        """An admitted attempt begins. On an open breaker it is the probe, if one is due."""
+        if self.open_since is None:
+            return self
+        if self.out_of_turn > 0 and now < self._due_for_an_only_candidate(now):
+            return replace(self, out_of_turn=self.out_of_turn - 1)
+        return replace(self, probe_since=now)
 
     def succeeded(self, now: float, *, began_at: float) -> Breaker:
         """An attempt succeeded: whatever was held against the route is over. One that began before the breaker opened
@@ -100,17 +111,25 @@ class Breaker:
         """
         if self.open_since is not None:
             is_stale = began_at < self.open_since
-            return replace(self, probe_due_at=min(self.probe_due_at, now)) if is_stale else Breaker()
+            if is_stale:
+                return replace(
+                    self,
+                    probe_due_at=min(self.probe_due_at, now),
+                    last_success_at=now,
+                    out_of_turn=min(OUT_OF_TURN, self.out_of_turn + OUT_OF_TURN_PER_SUCCESS),
+                )
+            return Breaker(last_success_at=now)
         fresh = self._window_at(now)
         # Closed, so all but the window is as in the beginning; `replace` would take three times as long.
-        return Breaker(0, fresh.window_start, fresh.window_attempts + 1, fresh.window_failures)
+        window = (fresh.window_start, fresh.window_attempts + 1, fresh.window_failures)
+        return Breaker(0, *window, last_success_at=now)
 
     def failed(self, now: float, *, began_at: float) -> Breaker:
         """An attempt failed by the provider's fault. One that began before the breaker opened tells nothing new."""
         if self.open_since is not None:
             if self.probe_since is None or began_at < self.open_since:
                 return self
-            return _opened(now, for_s=min(MAX_OPEN_S, self.open_for_s * 2))
+            return self._opened(now, for_s=min(MAX_OPEN_S, self.open_for_s * 2), out_of_turn=self.out_of_turn)
         fresh = self._window_at(now)
         counted = replace(
             fresh,
@@ -118,7 +137,10 @@ class Breaker:
             window_attempts=fresh.window_attempts + 1,
             window_failures=fresh.window_failures + 1,
         )
-        return _opened(now, for_s=PROBE_INTERVAL_S) if counted.has_seen_enough() else counted
+        if not counted.has_seen_enough():
+            return counted
+        is_dead = self.last_success_at is None or now >= self.last_success_at + WINDOW_S
+        return self._opened(now, for_s=PROBE_INTERVAL_S, out_of_turn=0 if is_dead else OUT_OF_TURN)
 
     def abandoned(self, *, began_at: float) -> Breaker:
         """An attempt ended without a verdict, for example because its caller left: if it was the probe, the next one
@@ -127,6 +149,15 @@ class Breaker:
         if self.probe_since is None or began_at < self.probe_since:
             return self
         return replace(self, probe_since=None)
+
+    def _opened(self, now: float, *, for_s: float, out_of_turn: int) -> Breaker:
+        return Breaker(
+            open_since=now,
+            open_for_s=for_s,
+            probe_due_at=now + for_s,
+            last_success_at=self.last_success_at,
+            out_of_turn=out_of_turn,
+        )
 
     def _probe_is_running(self, now: float) -> bool:
         return self.probe_since is not None and now < self.probe_since + PROBE_LEASE_S
@@ -149,10 +180,6 @@ class Breaker:
             self.window_attempts >= WINDOW_MIN_ATTEMPTS
             and self.window_failures >= WINDOW_FAILURE_RATIO * self.window_attempts
         )
-
-
-def _opened(now: float, *, for_s: float) -> Breaker:
-    return Breaker(open_since=now, open_for_s=for_s, probe_due_at=now + for_s)
 
 
 @dataclass(frozen=True, slots=True)

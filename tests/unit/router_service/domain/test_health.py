@@ -12,9 +12,12 @@ from router_service.domain.health import (
     KEY_REST_S,
     MAX_OPEN_S,
     MAX_RETRY_AFTER_S,
+    OUT_OF_TURN,
+    OUT_OF_TURN_PER_SUCCESS,
     PROBE_INTERVAL_S,
     PROBE_LEASE_S,
     UNOBSERVED,
+    WINDOW_S,
     Breaker,
     BreakerState,
     Culprit,
@@ -90,7 +93,7 @@ def test_a_failed_probe_doubles_the_wait_and_a_good_one_ends_it() -> None:
 
     assert not twice.admits(14.9, is_only_candidate=False)
     assert twice.admits(15.0, is_only_candidate=False)
-    assert succeeded(twice.started(15.0), 15.0) == Breaker()
+    assert succeeded(twice.started(15.0), 15.0) == Breaker(last_success_at=15.0)
 
 
 def test_an_only_candidate_is_probed_every_interval_however_long_the_wait() -> None:
@@ -123,8 +126,54 @@ def test_attempts_of_before_the_opening_change_nothing() -> None:
 
     assert failed(opened(1.0), 4.0, began_at=0.0) == opened(1.0)
     assert failed(probing, 7.0, began_at=0.0) == probing
-    assert succeeded(probing, 7.0, began_at=0.0) == probing
+    assert succeeded(probing, 7.0, began_at=0.0).probe_since == probing.probe_since
     assert probing.abandoned(began_at=0.0) == probing
+
+
+def sick(now: float = 0.0) -> Breaker:
+    """Open, and the route answered a moment before."""
+    breaker = succeeded(Breaker(), now)
+    for _ in range(5):
+        breaker = failed(breaker, now)
+    return breaker
+
+
+def test_a_route_that_answered_a_moment_ago_takes_some_who_have_nowhere_else_to_go_out_of_turn() -> None:
+    breaker, admitted = sick(), 0
+    while breaker.admits(1.0, is_only_candidate=True):
+        assert not breaker.admits(1.0, is_only_candidate=False)
+        breaker = failed(breaker.started(1.0), 1.0)
+        admitted += 1
+
+    assert admitted == OUT_OF_TURN
+    assert breaker.retry_after_s(1.0) == sick().retry_after_s(1.0)
+
+
+@pytest.mark.parametrize("last_success_at", [None, -WINDOW_S])
+def test_a_route_that_has_not_answered_lately_takes_nobody_out_of_turn(last_success_at: float | None) -> None:
+    breaker = Breaker(last_success_at=last_success_at)
+    for _ in range(5):
+        breaker = failed(breaker, 0.0)
+
+    assert not breaker.admits(1.0, is_only_candidate=True)
+
+
+def test_an_attempt_out_of_turn_that_succeeds_closes_the_breaker() -> None:
+    assert succeeded(sick().started(1.0), 2.0, began_at=1.0).state(2.0) is BreakerState.CLOSED
+
+
+def test_an_attempt_out_of_turn_is_no_probe() -> None:
+    breaker = failed(sick().started(1.0), 1.0)
+
+    assert (breaker.probe_since, breaker.open_for_s) == (None, sick().open_for_s)
+    assert breaker.admits(PROBE_INTERVAL_S, is_only_candidate=False)
+
+
+def test_what_began_before_the_opening_and_succeeds_lets_two_more_go_out_of_turn() -> None:
+    breaker = succeeded(opened(1.0), 2.0, began_at=0.0)
+
+    assert breaker.out_of_turn == 2
+    assert breaker.state(2.0) is not BreakerState.CLOSED
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -136,6 +185,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.now = 1.0
         self.breaker = Breaker()
+        self.earned = self.spent = 0  # attempts out of turn
 
     @rule(seconds=st.floats(0.001, 30))
     def wait(self, seconds: float) -> None:
@@ -147,16 +197,19 @@ class BreakerMachine(RuleBasedStateMachine):
         self.breaker = self.breaker.started(self.now)
         if self.breaker.open_since is not None:
             assert not self.breaker.admits(self.now, is_only_candidate=False)
-            assert not self.breaker.admits(self.now, is_only_candidate=True)
+            assert self.breaker.admits(self.now, is_only_candidate=True) == (self.breaker.out_of_turn > 0)
         return self._moment()
 
     @precondition(lambda self: self.breaker.admits(self.now, is_only_candidate=True))
     @rule(target=attempts)
     def begin_as_the_only_candidate(self) -> float:
-        probe_since = self.breaker.probe_since
-        if probe_since is not None and self.now < probe_since + PROBE_LEASE_S:
+        before, probe_since = self.breaker, self.breaker.probe_since
+        self.breaker = before.started(self.now)
+        if self.breaker.out_of_turn < before.out_of_turn:
+            self.spent += 1
+            assert self.breaker.probe_since == probe_since
+        elif probe_since is not None and self.now < probe_since + PROBE_LEASE_S:
             assert self.now >= probe_since + PROBE_INTERVAL_S - ROUNDING_S
-        self.breaker = self.breaker.started(self.now)
         return self._moment()
 
     @rule(began_at=consumes(attempts))
@@ -164,12 +217,17 @@ class BreakerMachine(RuleBasedStateMachine):
         opened_at = self.breaker.open_since
         self.breaker = self.breaker.succeeded(self.now, began_at=began_at)
         assert (self.breaker.open_since is None) == (opened_at is None or began_at >= opened_at)
+        if self.breaker.open_since is not None:
+            self.earned += OUT_OF_TURN_PER_SUCCESS
 
     @rule(began_at=consumes(attempts))
     def fail(self, began_at: float) -> None:
         before = self.breaker
         self.breaker = self.breaker.failed(self.now, began_at=began_at)
+        if before.open_since is None and self.breaker.open_since is not None and before.last_success_at is not None:
+            self.earned += OUT_OF_TURN
         if before.open_since is not None:
+            assert self.breaker.out_of_turn == before.out_of_turn
             assert self.breaker.open_for_s >= before.open_for_s
             is_stale = began_at < before.open_since
             assert not is_stale or self.breaker == before
@@ -190,6 +248,12 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.admits(self.now, is_only_candidate=True) or not self.breaker.admits(
             self.now, is_only_candidate=False
         )
+
+    @invariant()
+    def nobody_goes_out_of_turn_for_whom_no_success_has_paid(self) -> None:
+        assert 0 <= self.breaker.out_of_turn <= OUT_OF_TURN
+        assert self.spent <= self.earned
+        assert self.breaker.open_since is not None or self.breaker.out_of_turn == 0
 
     @invariant()
     def the_wait_is_bounded_and_told_truly(self) -> None:

@@ -32,3 +32,24 @@ def test_while_one_provider_is_well_nobody_is_refused_and_hardly_anybody_fails(
 
     assert outcome.refused == 0
     assert outcome.failed <= 0.005 * outcome.requests
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("rate", "answer_s"), [(10, 1.0), (50, 0.05), (50, 5.0)])
+def test_while_every_provider_fails_half_about_half_of_the_callers_are_served(
+    rate: int, answer_s: float, seed: int
+) -> None:
+    outcome = simulated("both fail half", rate, answer_s, seed)
+
+    assert outcome.served >= 0.4 * outcome.requests
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("rate", "answer_s"), [(10, 1.0), (50, 0.05), (50, 5.0)])
+def test_providers_that_are_dead_are_left_alone_though_nobody_else_is_there(
+    rate: int, answer_s: float, seed: int
+) -> None:
+    outcome = Simulation(failing=(1.0, 1.0), answer_s=answer_s, seed=seed).run(requests_per_s=rate, seconds=60)
+
+    assert outcome.amplification <= 0.2
+    assert outcome.refused >= 0.85 * outcome.requests
