@@ -55,6 +55,7 @@ from service_runtime.grpc_server import GrpcServer
 from service_runtime.ids import uuid7
 from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
+from service_runtime.overload import gates_for, no_gates
 from service_runtime.postgres import Listener
 from service_runtime.process import Lifecycle
 from service_runtime.redaction import REDACTOR
@@ -64,6 +65,8 @@ from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
 ROLE = "turnpike_router"
 NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
+
+_COMPLETIONS = tuple(f"/turnpike.router.v1.RouterService/{name}" for name in ("StreamCompletion", "Complete"))
 
 _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
@@ -115,7 +118,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
         )
 
-        server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto)
+        gate_of = gates_for(*_COMPLETIONS) if settings.shed_late_calls else no_gates
+        server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of)
         _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         readiness = RouterReadiness(server, database, journal, snapshot)  # before the start: it adds names to health

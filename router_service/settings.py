@@ -64,6 +64,9 @@ class RouterSettings(ServiceSettings):
     max_attempts: PositiveInt = Field(3, description="attempts per request, all candidates together")
     max_running_per_tenant: PositiveInt = Field(64, description="a tenant's requests at a time; more are refused")
     max_running_per_provider: PositiveInt = Field(256, description="requests at a provider at a time")
+    shed_late_calls: bool = Field(
+        True, description="while the router is saturated: refuse completions whose deadline is sooner than they take"
+    )
     score_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict,
         description='JSON such as {"price": 3}: goes before the task, after the tenant',

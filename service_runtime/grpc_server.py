@@ -26,6 +26,7 @@ from service_runtime.error_codec import DetailToProto
 from service_runtime.in_flight import InFlight
 from service_runtime.interceptors import BoundaryLimits, ErrorBoundary
 from service_runtime.metrics import Metrics
+from service_runtime.overload import GateOf, no_gates
 from service_runtime.settings import ServiceSettings
 from service_runtime.startup import StartupError
 
@@ -57,10 +58,12 @@ class GrpcServer:
         reuse_port: bool = False,
         own_port: int = 0,
         detail_to_proto: DetailToProto | None = None,
+        gate_of: GateOf = no_gates,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`port` 0 takes any free one. `reuse_port` lets the workers of one service share theirs, and nobody else.
+        `gate_of` says which methods refuse calls that would be too late, see `service_runtime.overload`.
         `own_port` is a second port, for this one alone.
         `interceptors` run inside the error boundary. Without `credentials` the port is not encrypted.
         """
@@ -76,7 +79,11 @@ class GrpcServer:
         self._health = health.Health(())
         self._options = _options(max_message_bytes=max_message_bytes, reuse_port=reuse_port)
         self._boundary = ErrorBoundary(
-            metrics=metrics, in_flight=self.in_flight, limits=limits, detail_to_proto=detail_to_proto
+            metrics=metrics,
+            in_flight=self.in_flight,
+            limits=limits,
+            detail_to_proto=detail_to_proto,
+            gate_of=gate_of,
         )
         self._interceptors = [self._boundary, *interceptors]
         self._server: grpc.aio.Server | None = None

@@ -28,6 +28,7 @@ from service_runtime.errors import Category, ServiceError
 from service_runtime.ids import uuid7
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
+from service_runtime.overload import PRIORITY_KEY, GateOf, no_gates
 from service_runtime.refusal_log import RefusalLog
 
 __all__ = ["BoundaryLimits", "ErrorBoundary", "outgoing_metadata"]
@@ -71,8 +72,12 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         in_flight: InFlight,
         limits: BoundaryLimits | None = None,
         detail_to_proto: DetailToProto | None = None,
+        gate_of: GateOf = no_gates,
     ) -> None:
-        """`detail_to_proto` renders `ServiceError.detail` as a further detail message of the status."""
+        """`detail_to_proto` renders `ServiceError.detail` as a further detail message of the status; `gate_of` says
+        which methods refuse calls that would be too late.
+        """
+        self._gate_of = gate_of
         self._limits = limits or BoundaryLimits()
         self._in_flight = in_flight
         self._detail_to_proto = detail_to_proto
@@ -137,6 +142,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         is_infrastructure = method.startswith(_INFRASTRUCTURE_PREFIX)
         calls = in_flight.infrastructure if is_infrastructure else in_flight.requests
         max_calls = _MAX_INFRASTRUCTURE_CALLS if is_infrastructure else limits.max_calls
+        gate = self._gate_of(method)
 
         async def guarded(request: Any, context: Any) -> Any:
             started_s = time.monotonic()
@@ -150,8 +156,12 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             scope = asyncio.timeout(own_timeout_s)
             calls.add(task)
+            was_let_in = False
             try:
                 _admit(len(calls), max_calls, call, limits)
+                if gate is not None:
+                    gate.enter(call.remaining_s(), _metadata(context, PRIORITY_KEY))
+                    was_let_in = True
                 async with scope:
                     response = await behaviour(request, context)
             except asyncio.CancelledError:
@@ -172,6 +182,8 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 return response
             finally:
                 calls.discard(task)
+                if gate is not None and was_let_in:
+                    gate.leave()
                 outcomes.record(outcome, time.monotonic() - started_s)
 
         return guarded
@@ -204,6 +216,13 @@ def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLim
         )
     if call.remaining_s() < limits.min_remaining_s:
         raise ServiceError(Category.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline had passed on arrival")
+
+
+def _metadata(context: Any, wanted: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == wanted and isinstance(value, str):
+            return value
+    return ""
 
 
 def _request_id(context: Any) -> str:

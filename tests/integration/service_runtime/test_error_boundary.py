@@ -14,6 +14,7 @@ from service_runtime.error_codec import from_rpc_error
 from service_runtime.errors import Category, InvalidRequest, QuotaExceeded, QuotaViolation, ServiceError
 from service_runtime.interceptors import BoundaryLimits
 from service_runtime.metrics import Metrics
+from service_runtime.overload import LEAST_ENDED, Gate, Saturation
 from tests.integration.service_runtime.echo import SERVICE, Echo, echo_server, eventually
 
 SECRET = "sk-CANARY-0123456789"
@@ -365,3 +366,35 @@ async def test_a_handler_may_abort_by_itself_and_is_counted_with_its_code() -> N
 
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "gone")
     assert handled(metrics, "Unary", "NOT_FOUND") == 1
+
+
+async def test_a_saturated_service_refuses_at_once_who_would_be_too_late_and_serves_who_matters_more() -> None:
+    now, busy, release, echo = [0.0], [0.0], asyncio.Event(), Echo()
+    gate = Gate(Saturation(now_s=lambda: now[0], busy_s=lambda: busy[0]))
+
+    async def held(text: str, context: Any) -> str:
+        if text == "held":
+            await release.wait()
+        return text
+
+    echo.unary = held
+    gate_of = {f"/{SERVICE}/Unary": gate}.get
+    async with echo_server(echo, gate_of=gate_of) as (server, client):
+        running = [asyncio.ensure_future(client.call("Unary", "held", timeout=60)) for _ in range(20)]
+        await eventually(lambda: len(server.in_flight.requests) == 20)
+        for _ in range(LEAST_ENDED):
+            assert (await client.call("Unary", "done", timeout=60)).value == "done"
+        now[0] = busy[0] = float(LEAST_ENDED)  # one call a second, with 20 in progress: one takes 20 s
+
+        refused = from_rpc_error(await client.failure("Unary", timeout=18))
+        served = await client.call("Unary", "high", timeout=18, metadata=(("x-turnpike-priority", "high"),))
+        patient = await client.call("Unary", "patient", timeout=60)
+        other = await client.call("Write", "", timeout=18).read()
+
+        release.set()
+        await asyncio.gather(*running)
+
+    assert (refused.category, refused.reason) == (Category.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert refused.retry_after_s == 5.0
+    assert (served.value, patient.value) == ("high", "patient")
+    assert other is grpc.aio.EOF
