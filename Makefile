@@ -151,6 +151,10 @@ bench-compare: $(VENV)/.dev ## hold two runs of the bench against each other: BE
 bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplification, another tenant's latency, refusals
 	$(BIN)/python -m tests.bench.isolation
 
+.PHONY: bench-overload
+bench-overload: $(VENV)/.dev ## five times what the router can serve: goodput, refusals, recovery; two minutes
+	$(BIN)/python -m tests.bench.overload
+
 .PHONY: bench-ledger
 bench-ledger: $(VENV)/.dev ## measure the ledger: ingest, a million events replayed, 10 million rows; half an hour
 	$(BIN)/python -m tests.bench.ledger

@@ -46,7 +46,7 @@ class Site:
 
 
 @contextmanager
-def running_site() -> Iterator[Site]:
+def running_site(settings: Mapping[str, str] | None = None) -> Iterator[Site]:
     """Everything on loopback and free ports, with data of its own in a directory that is removed at the end."""
     with ExitStack() as ends:
         directory = Path(tempfile.mkdtemp(prefix="turnpike-bench-"))
@@ -55,7 +55,11 @@ def running_site() -> Iterator[Site]:
         provider_address = f"127.0.0.1:{int(provider.read_line(within_s=_START_S))}"
         stack = Stack(
             directory / "data",
-            {"ROUTER_LOCAL_BASE_URL": f"http://{provider_address}/v1", "ROUTER_LOCAL_MODEL": "burst"},
+            {
+                "ROUTER_LOCAL_BASE_URL": f"http://{provider_address}/v1",
+                "ROUTER_LOCAL_MODEL": "burst",
+                **(settings or {}),
+            },
         )
         ends.callback(_stop, stack)
         stack.start()

@@ -1,0 +1,162 @@
+"""Many times more calls than a router can serve, at next to no cost for whoever makes them.
+
+A gRPC client spends about as much on a call as the router does, so that on a machine of few cores it is the client that
+is overloaded. Here calls are HTTP/2 frames written as bytes, and of an answer only the heads of its frames are read:
+one with data was served, one that ends without was refused, or came when its deadline was over.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.bench.processes import BenchFailed
+from turnpike.router.v1 import completion_pb2, router_service_pb2
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+_CONNECTIONS: Final = 8
+_MOST_OPEN: Final = 240  # of the 250 streams that the server takes on one connection
+_WIDE_WINDOW: Final = 1 << 30
+_LAST_ANSWERS_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class Flood:
+    """What came of it. Milliseconds from when each call was meant to start, ascending."""
+
+    begun: int = 0
+    served_ms: list[float] = field(default_factory=list)
+    refused_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, deadline_s: float) -> Flood:
+    """An open loop of `Complete`. Raises BenchFailed when the server ends a connection."""
+    told = Flood()
+    links = [_Link(target, tenants[i % len(tenants)], deadline_s, told) for i in range(_CONNECTIONS)]
+    with selectors.DefaultSelector() as selector:
+        for link in links:
+            selector.register(link.socket, selectors.EVENT_READ, link)
+        started_s = time.monotonic()
+        while (passed_s := time.monotonic() - started_s) < seconds:
+            due = int(passed_s * per_s) - told.begun
+            for link in links:
+                count = min(-(-due // len(links)), _MOST_OPEN - len(link.intended_s))
+                if count > 0:
+                    link.begin([started_s + (told.begun + i) / per_s for i in range(count)])
+            _read(selector, 0.001)
+        told.seconds = time.monotonic() - started_s
+        ends_s = time.monotonic() + _LAST_ANSWERS_S
+        while any(link.intended_s for link in links) and time.monotonic() < ends_s:
+            _read(selector, 0.05)
+    for link in links:
+        link.socket.close()
+    told.served_ms.sort()
+    told.refused_ms.sort()
+    return told
+
+
+def _read(selector: selectors.BaseSelector, within_s: float) -> None:
+    for key, _ in selector.select(within_s):
+        link: _Link = key.data
+        link.read()
+
+
+class _Link:
+    """One connection and the calls on it: `intended_s` by stream, of those without an end."""
+
+    def __init__(self, target: str, tenant: str, deadline_s: float, told: Flood) -> None:
+        host, _, port = target.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=5)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        message = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="Tell me about turnpikes.")
+        request = router_service_pb2.CompleteRequest(
+            tenant_id=tenant, messages=[message], model="one", provider="local", endpoint="/bench"
+        ).SerializeToString()
+        self._headers = _header_block(target, f"{round(deadline_s * 1000)}m")
+        self._body = b"\0" + struct.pack(">I", len(request)) + request
+        self._deadline_s = deadline_s
+        self._told = told
+        self._unread = b""
+        self._next_stream = 1
+        self._with_data: set[int] = set()
+        self.intended_s: dict[int, float] = {}
+        # Windows so wide that no answer ever waits for one.
+        settings = struct.pack(">HI", 4, _WIDE_WINDOW)
+        widening = _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WIDE_WINDOW))
+        self.socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + widening)
+
+    def begin(self, intended_s: Sequence[float]) -> None:
+        """Begin a call for each of the times, with one write."""
+        parts: list[bytes] = []
+        for at_s in intended_s:
+            parts.append(_frame(_HEADERS, _END_HEADERS, self._next_stream, self._headers))
+            parts.append(_frame(_DATA, _END_STREAM, self._next_stream, self._body))
+            self.intended_s[self._next_stream] = at_s
+            self._next_stream += 2
+        self._told.begun += len(intended_s)
+        self.socket.sendall(b"".join(parts))
+
+    def read(self) -> None:
+        """Take what has come."""
+        received = self.socket.recv(1 << 18)
+        if not received:
+            raise BenchFailed("the router closed a connection of the flood")
+        data, at, now_s = self._unread + received, 0, time.monotonic()
+        while len(data) - at >= 9:
+            end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if end > len(data):
+                break
+            kind, flags, stream = data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big")
+            self._take(kind, flags, stream, data[at + 9 : end], now_s)
+            at = end
+        self._unread = data[at:]
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes, now_s: float) -> None:
+        if kind == _GOAWAY:
+            raise BenchFailed("the router sent GOAWAY to the flood")
+        if kind == _SETTINGS and not flags & _ACK:
+            self.socket.sendall(_frame(_SETTINGS, _ACK, 0))
+        elif kind == _PING and not flags & _ACK:
+            self.socket.sendall(_frame(_PING, _ACK, 0, payload))
+        elif kind == _DATA:
+            self._with_data.add(stream)
+        elif kind == _RST_STREAM or (kind == _HEADERS and flags & _END_STREAM):
+            self._ended(stream, now_s, is_whole=kind == _HEADERS)
+
+    def _ended(self, stream: int, now_s: float, *, is_whole: bool) -> None:
+        intended_s = self.intended_s.pop(stream, None)
+        was_served = stream in self._with_data
+        self._with_data.discard(stream)
+        if intended_s is None or not is_whole:  # a second end, or one that was cut
+            return
+        took_s = now_s - intended_s
+        if took_s <= self._deadline_s:
+            (self._told.served_ms if was_served else self._told.refused_ms).append(took_s * 1_000)
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def _header_block(authority: str, timeout: str) -> bytes:
+    """The headers of a call, none of which enters the table of the connection."""
+    block = b"\x83\x86\x04" + _literal("/turnpike.router.v1.RouterService/Complete") + b"\x01" + _literal(authority)
+    for name, value in (("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", timeout)):
+        block += b"\x00" + _literal(name) + _literal(value)
+    return block
+
+
+def _literal(value: str) -> bytes:
+    """A string of HPACK without Huffman coding, of at most 126 bytes."""
+    data = value.encode()
+    if len(data) > 126:
+        raise ValueError(f"{value!r} is longer than 126 bytes")
+    return bytes((len(data),)) + data
