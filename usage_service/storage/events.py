@@ -11,7 +11,6 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from service_runtime.errors import Category, ServiceError
 from service_runtime.faults import SABOTAGE_DELAY_S, CrashPoint, Sabotage, crash_point, is_sabotaged
 from service_runtime.ids import uuid7
 from service_runtime.postgres import Postgres, load_queries
@@ -26,6 +25,7 @@ from usage_service.metering.ports import (
     Unstorable,
 )
 from usage_service.storage.partitions import Partitions
+from usage_service.storage.server_faults import SERVER_FAULTS, cannot_write
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -63,12 +63,6 @@ _DATA_FAULTS: tuple[type[Exception], ...] = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.UntranslatableCharacterError,
-)
-# The server cannot write now: full disk, no memory, shutting down, a standby.
-_SERVER_FAULTS: tuple[type[Exception], ...] = (
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.ReadOnlySQLTransactionError,
 )
 
 
@@ -124,8 +118,8 @@ class PostgresLedger:
                 return await self._store_at_once(rows, records)
             except _PASSING:
                 await asyncio.sleep(_FIRST_RETRY_S * 2**attempt * self._jitter())
-            except _SERVER_FAULTS as error:
-                raise _cannot_write(error) from error
+            except SERVER_FAULTS as error:
+                raise cannot_write(error) from error
         return [NotStoredNow(f"other writers were in the way {_ATTEMPTS} times")] * len(rows)
 
     async def _store_at_once(self, rows: Sequence[LedgerRow], records: Sequence[tuple[Any, ...]]) -> list[StoreOutcome]:
@@ -233,12 +227,3 @@ def _metadata(reported: ReportedEvent) -> str:
 def _description(error: Exception) -> str:
     """What the database says of the values. Its own words name the column and the rule, and quote no prompt."""
     return str(error).partition("\n")[0][:300]
-
-
-def _cannot_write(error: Exception) -> ServiceError:
-    return ServiceError(
-        Category.UNAVAILABLE,
-        "DATABASE_UNAVAILABLE",
-        f"the database cannot write now ({type(error).__name__}); resend later with the same ids",
-        retry_after_s=1.0,
-    )

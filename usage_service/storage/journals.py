@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from service_runtime.postgres import Postgres, load_queries
 from usage_service.domain.journal import Journal, JournalReport, SequenceRange
+from usage_service.storage.server_faults import SERVER_FAULTS, cannot_write
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -26,8 +27,11 @@ class PostgresJournals:
     async def answered(self, router_id: str, epoch: str, ranges: Sequence[SequenceRange]) -> None:
         """Note sequences; see `metering.journals.Journals`."""
         firsts, lasts = [known.first for known in ranges], [known.last for known in ranges]
-        async with self._postgres.acquire() as connection:
-            await connection.execute(_QUERIES["note_answered"], router_id, epoch, firsts, lasts)
+        try:
+            async with self._postgres.acquire() as connection:
+                await connection.execute(_QUERIES["note_answered"], router_id, epoch, firsts, lasts)
+        except SERVER_FAULTS as error:  # also the statement's time-out, behind others that note for the same journal
+            raise cannot_write(error) from error
 
     async def report(self, router_id: str, epoch: str, report: JournalReport) -> Journal:
         """Keep a report; see `metering.journals.Journals`."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from service_runtime.errors import Category, ServiceError
 from service_runtime.postgres import Postgres
 from usage_service.domain.journal import JournalReport, SequenceRange, ranges_of
 from usage_service.storage.journals import PostgresJournals
@@ -31,6 +32,21 @@ async def test_sequences_add_up_in_any_order_and_however_often_they_come(journal
     assert (first.router_id, first.epoch, first.report) == ("router-1", "epoch-1", None)
     assert first.answered == (SequenceRange(1, 3), SequenceRange(5, 6), SequenceRange(9, 9))
     assert second.answered == (SequenceRange(1, 1),)
+
+
+async def test_who_cannot_note_in_time_is_asked_to_come_again(ledger_database: str) -> None:
+    postgres = await Postgres.connect(ledger_database, min_size=1, max_size=2, statement_timeout_s=0.2)
+    journals = PostgresJournals(postgres)
+    await journals.answered("router-1", "epoch-1", ranges_of([1]))
+
+    async with postgres.transaction() as another:
+        await another.execute("SELECT FROM usage_journals FOR UPDATE")
+        with pytest.raises(ServiceError) as refused:
+            await journals.answered("router-1", "epoch-1", ranges_of([2]))
+
+    assert (refused.value.category, refused.value.reason) == (Category.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    await journals.answered("router-1", "epoch-1", ranges_of([2]))
+    await postgres.close()
 
 
 async def test_the_latest_report_is_kept_and_shows_what_is_missing(journals: PostgresJournals) -> None:
