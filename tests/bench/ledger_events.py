@@ -104,9 +104,9 @@ class Traffic:
         return [serialised(batch) for batch in batches], [[event.event_id for event in batch] for batch in batches]
 
 
-def serialised(events: Sequence[usage_event_pb2.UsageEvent]) -> bytes:
-    """A request of RecordUsage."""
-    return usage_service_pb2.RecordUsageRequest(router_id=ROUTER_ID, epoch="1", events=events).SerializeToString()
+def serialised(events: Sequence[usage_event_pb2.UsageEvent], *, epoch: str = "1") -> bytes:
+    """A request of RecordUsage; without an epoch its events are from no journal."""
+    return usage_service_pb2.RecordUsageRequest(router_id=ROUTER_ID, epoch=epoch, events=events).SerializeToString()
 
 
 def tenant_id(number: int) -> uuid.UUID:
