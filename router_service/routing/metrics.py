@@ -63,11 +63,23 @@ class RoutingMetrics:
             )
         )
 
+        self._models_gone = Children(
+            Counter(
+                "turnpike_router_models_gone",
+                "Attempts whose provider said that it does not have a model that the catalogue lists.",
+                ["provider", "model"],
+                registry=registry,
+            )
+        )
+
     def attempt_ended(self, provider: str, status: str, reason: str, first_token_s: float | None) -> None:
         """Count an attempt; `first_token_s` is None when no content came."""
         self._attempts[provider, status, reason].inc()
         if first_token_s is not None:
             self._first_token[provider,].observe(first_token_s)
+
+    def model_gone(self, provider: str, model: str) -> None:
+        self._models_gone[provider, model].inc()
 
     def completion_ended(self, outcome: str) -> None:
         self._completions[outcome,].inc()

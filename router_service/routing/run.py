@@ -188,6 +188,8 @@ class Run:
                 )
             case Failed(error, is_evidence):
                 self._errors.append(error)
+                if error.kind is FailureKind.MODEL_GONE:
+                    self._shared.note_gone_model(attempt.candidate)
                 if is_evidence:
                     board.failed(attempt.candidate, error, now, began_at=attempt.started_at)
                 else:

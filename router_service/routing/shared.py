@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
+import structlog
+
+from router_service.domain.candidate import Candidate
 from router_service.domain.completion import CompletionRequest
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, UsageSource
 from router_service.routing.admission import Admission
@@ -19,6 +23,8 @@ from service_runtime.errors import ServiceError
 
 TURNPIKE = "turnpike"  # the provider of ledger rows for requests that we refused ourselves
 NO_MODEL = "none"
+
+_log: Any = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -39,6 +45,7 @@ class Shared:
     enquiries: LateEnquiries
     counter: TokenCounter | None
     draining: int = 0
+    gone_models: set[tuple[str, str]] = field(default_factory=set)
 
     def begin_draining(self) -> bool:
         """Take one of the places for streams without a caller; False when all are taken."""
@@ -47,6 +54,21 @@ class Shared:
         self.draining += 1
         self.metrics.set_draining(self.draining)
         return True
+
+    def note_gone_model(self, candidate: Candidate) -> None:
+        """A provider says that it does not have a model: count it, and tell the operator once.
+
+        Only of a model that the catalogue lists. A name that a caller or a tenant made up is theirs to mend, and they
+        are told in the answer.
+        """
+        provider, model = candidate.provider, candidate.model.name
+        if model not in candidate.spec.models:
+            return
+        self.metrics.model_gone(provider, model)
+        if (provider, model) not in self.gone_models:
+            self.gone_models.add((provider, model))
+            remedy = "requests go elsewhere; let tenants prefer another of the provider's models"
+            _log.warning("provider.model_gone", provider=provider, model=model, remedy=remedy)
 
     def end_draining(self) -> None:
         self.draining -= 1
