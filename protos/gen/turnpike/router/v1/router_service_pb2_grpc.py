@@ -33,6 +33,10 @@ class RouterServiceStub:
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     def __init__(self, channel):
@@ -71,6 +75,10 @@ class RouterServiceServicer:
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     def StreamCompletion(self, request, context):
@@ -142,6 +150,10 @@ class RouterService:
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     @staticmethod

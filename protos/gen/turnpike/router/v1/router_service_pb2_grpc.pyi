@@ -34,6 +34,10 @@ class RouterServiceStub:
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     @_typing.overload
@@ -62,6 +66,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -86,6 +94,10 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
     `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
     carries `CompletionFailure` with its attempts.
+
+    A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
+    RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
+    with half of that time left, `low` needs twice of it; anything else is normal.
     """
 
     @_abc_1.abstractmethod
