@@ -19,12 +19,13 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench.figures import read_results, write_results
+from tests.bench.pair import running_pair
 from tests.bench.processes import BenchFailed
 from tests.bench.report import machine, print_comparison, print_figures
-from tests.bench.scenarios import FULL, SMOKE, Bench, figure_names
+from tests.bench.scenarios import FULL, SETTINGS, SMOKE, Bench, figure_names
 from tests.bench.site import running_site
 
-_MAX_RUN_S = 240
+_MAX_RUN_S = 600
 _MAX_SMOKE_S = 120
 _TABLE_COLUMNS = 120
 
@@ -61,8 +62,8 @@ def _measure(console: Console, output: Path, *, smoke: bool) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     signal.alarm(limit_s)
     caption = machine()
-    with running_site() as site:
-        figures = Bench(site, plan).run()
+    with running_site(SETTINGS) as site, running_pair(site, SETTINGS) as pair:
+        figures = Bench(site, pair, plan).run()
         signal.alarm(0)
     missing = set(figure_names()) - {figure.name for figure in figures}
     if missing:

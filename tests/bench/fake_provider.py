@@ -1,6 +1,7 @@
 """A provider of OpenAI's wire that costs next to nothing: every answer is made of bytes that were computed at start.
 
-The requested model chooses the answer, with 1 or 50 deltas: `one` and `burst` in one write, `paced` 10 ms apart.
+The requested model chooses the answer: `one` delta, 50 in a `burst` of one write, 50 `paced` 10 ms apart, 50 `slow`
+ones 100 ms apart, or a `long` answer of 500 larger ones in one write, for a reader that does not read it.
 Prints its port as the only line of its output, and serves until its input ends.
 """
 
@@ -16,7 +17,10 @@ import uvloop
 
 DELTAS: Final = 50
 GAP_S: Final = 0.010
-MODELS: Final = ("one", "burst", "paced")
+SLOW_GAP_S: Final = 0.100
+LONG_DELTAS: Final = 500
+_LONG_WORDS: Final = 100  # in each of them: far over what HTTP/2 lets a server send before it is read
+MODELS: Final = ("one", "burst", "paced", "slow", "long")
 
 _END_OF_HEADERS: Final = b"\r\n\r\n"
 _MAX_REQUEST_BYTES: Final = 1 << 20
@@ -36,7 +40,7 @@ def _usage(deltas: int) -> dict[str, int]:
     return {"prompt_tokens": 12, "completion_tokens": deltas, "total_tokens": 12 + deltas}
 
 
-def stream_pieces(deltas: int) -> Sequence[bytes]:
+def stream_pieces(deltas: int, *, words: int = 1) -> Sequence[bytes]:
     """A streamed answer, headers first, one piece for each delta, and the end with finish reason and usage."""
     headers = (
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
@@ -44,7 +48,7 @@ def stream_pieces(deltas: int) -> Sequence[bytes]:
     )
     role = _event([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
     texts = [
-        _event([{"index": 0, "delta": {"content": f"word{number} "}, "finish_reason": None}])
+        _event([{"index": 0, "delta": {"content": f"word{number} " * words}, "finish_reason": None}])
         for number in range(deltas)
     ]
     finish = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
@@ -60,6 +64,8 @@ def _json_answer(value: object) -> bytes:
 _ONE: Final = b"".join(stream_pieces(1))
 _BURST: Final = b"".join(stream_pieces(DELTAS))
 _PACED: Final = stream_pieces(DELTAS)
+_LONG: Final = b"".join(stream_pieces(LONG_DELTAS, words=_LONG_WORDS))
+LONG_BYTES: Final = len(_LONG)
 _WHOLE: Final = _json_answer(
     {
         "id": "chatcmpl-bench",
@@ -107,20 +113,28 @@ class _Connection(asyncio.Protocol):
         elif b'"model":"burst"' in body:
             self._transport.write(_BURST)
         elif b'"model":"paced"' in body:
-            # Headers, role and first delta at once, so that the time to first token holds no gap of the provider.
-            self._transport.write(_PACED[0] + _PACED[1])
-            self._after_gap(2)
+            self._begin_paced(GAP_S)
+        elif b'"model":"slow"' in body:
+            self._begin_paced(SLOW_GAP_S)
+        elif b'"model":"long"' in body:
+            self._transport.write(_LONG)
         else:
             self._transport.write(_ONE)
 
-    def _after_gap(self, piece: int) -> None:
-        self._timer = self._loop.call_later(GAP_S, self._send_paced, piece)
+    def _begin_paced(self, gap_s: float) -> None:
+        # Headers, role and first delta at once, so that the time to first token holds no gap of the provider.
+        assert self._transport is not None
+        self._transport.write(_PACED[0] + _PACED[1])
+        self._after_gap(gap_s, 2)
 
-    def _send_paced(self, piece: int) -> None:
+    def _after_gap(self, gap_s: float, piece: int) -> None:
+        self._timer = self._loop.call_later(gap_s, self._send_paced, gap_s, piece)
+
+    def _send_paced(self, gap_s: float, piece: int) -> None:
         assert self._transport is not None
         self._transport.write(_PACED[piece])
         if piece + 1 < len(_PACED):
-            self._after_gap(piece + 1)
+            self._after_gap(gap_s, piece + 1)
 
 
 def _content_length(headers: bytes) -> int:

@@ -40,6 +40,7 @@ class CompletionClient:
 
     def __init__(self, channels: Sequence[grpc.aio.Channel], tenants: Sequence[str], model: str) -> None:
         service = "/turnpike.router.v1.RouterService"
+        self.messages = 0  # that streams have brought
         # Neither serializer nor deserializer: bytes in, bytes out.
         self._streams: list[_Method] = [channel.unary_stream(f"{service}/StreamCompletion") for channel in channels]
         self._unaries: list[_Method] = [channel.unary_unary(f"{service}/Complete") for channel in channels]
@@ -59,6 +60,7 @@ class CompletionClient:
         first_s = 0.0
         message = b""
         async for message in call:
+            self.messages += 1
             if not first_s and message[0] == _FIRST_BYTE_OF_DELTA:
                 first_s = time.monotonic()
         if not first_s or message[0] != _FIRST_BYTE_OF_RESULT:
@@ -159,22 +161,23 @@ class Load:
         kind, target = command.pop("kind"), command.pop("target")
         if kind == "ingest":
             return await ingest(self._channels_to(target)[0], **command)
-        call = self._call(target, command.pop("method"), command.pop("model"), command.pop("tenants", ()))
-        return await (open_loop if kind == "open" else closed_loop)(call, **command)
-
-    def _call(self, target: str, method: str, model: str, tenants: Sequence[str]) -> _Call:
+        method, model, tenants = command.pop("method"), command.pop("model"), command.pop("tenants", ())
+        loop = open_loop if kind == "open" else closed_loop
         if method == "direct":
             direct = self._direct.setdefault((target, model), DirectClient(target, model))
-            return lambda _: direct.call()
-        client = CompletionClient(self._channels_to(target), tenants, model)
-        return client.complete if method == "complete" else client.stream
+            return await loop(lambda _: direct.call(), **command)
+        channels = self._channels_to(target, command.pop("channels", CHANNELS))
+        client = CompletionClient(channels, tenants, model)
+        answer = await loop(client.complete if method == "complete" else client.stream, **command)
+        return {**answer, "messages": client.messages}
 
-    def _channels_to(self, target: str) -> Sequence[grpc.aio.Channel]:
-        if target not in self._channels:
-            # Without a pool of its own every channel would share one connection.
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            self._channels[target] = [grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)]
-        return self._channels[target]
+    def _channels_to(self, target: str, count: int = CHANNELS) -> Sequence[grpc.aio.Channel]:
+        # Without a pool of its own every channel would share one connection.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = self._channels.setdefault(target, [])
+        while len(channels) < count:
+            channels.append(grpc.aio.insecure_channel(target, options=options))
+        return channels[:count]
 
     async def close(self) -> None:
         for channels in self._channels.values():

@@ -40,7 +40,10 @@ class Flood:
 def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, deadline_s: float) -> Flood:
     """An open loop of `Complete`. Raises BenchFailed when the server ends a connection."""
     told = Flood()
-    links = [_Link(target, tenants[i % len(tenants)], deadline_s, told) for i in range(_CONNECTIONS)]
+    links = [
+        Link(target, "Complete", request_for(tenants[i % len(tenants)], "one"), told, deadline_s=deadline_s)
+        for i in range(_CONNECTIONS)
+    ]
     with selectors.DefaultSelector() as selector:
         for link in links:
             selector.register(link.socket, selectors.EVENT_READ, link)
@@ -51,11 +54,11 @@ def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, 
                 count = min(-(-due // len(links)), _MOST_OPEN - len(link.intended_s))
                 if count > 0:
                     link.begin([started_s + (told.begun + i) / per_s for i in range(count)])
-            _read(selector, 0.001)
+            read_ready(selector, 0.001)
         told.seconds = time.monotonic() - started_s
         ends_s = time.monotonic() + _LAST_ANSWERS_S
         while any(link.intended_s for link in links) and time.monotonic() < ends_s:
-            _read(selector, 0.05)
+            read_ready(selector, 0.05)
     for link in links:
         link.socket.close()
     told.served_ms.sort()
@@ -63,24 +66,32 @@ def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, 
     return told
 
 
-def _read(selector: selectors.BaseSelector, within_s: float) -> None:
+def request_for(tenant: str, model: str) -> bytes:
+    """A CompleteRequest; a StreamCompletionRequest has the same fields, so the same bytes."""
+    message = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="Tell me about turnpikes.")
+    return router_service_pb2.CompleteRequest(
+        tenant_id=tenant, messages=[message], model=model, provider="local", endpoint="/bench"
+    ).SerializeToString()
+
+
+def read_ready(selector: selectors.BaseSelector, within_s: float) -> None:
+    """Let each registered link, the `data` of its key, take what has come, or wait `within_s` for it."""
     for key, _ in selector.select(within_s):
-        link: _Link = key.data
+        link: Link = key.data
         link.read()
 
 
-class _Link:
-    """One connection and the calls on it: `intended_s` by stream, of those without an end."""
+class Link:
+    """One connection and the calls of one method on it: `intended_s` by stream, of those without an end."""
 
-    def __init__(self, target: str, tenant: str, deadline_s: float, told: Flood) -> None:
+    def __init__(
+        self, target: str, method: str, request: bytes, told: Flood, *, deadline_s: float, reads: bool = True
+    ) -> None:
+        """Where it does not read, no answer gets on after the 64 KiB that HTTP/2 allows a connection at first."""
         host, _, port = target.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=5)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        message = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="Tell me about turnpikes.")
-        request = router_service_pb2.CompleteRequest(
-            tenant_id=tenant, messages=[message], model="one", provider="local", endpoint="/bench"
-        ).SerializeToString()
-        self._headers = _header_block(target, f"{round(deadline_s * 1000)}m")
+        self._headers = _header_block(target, method, f"{round(deadline_s * 1000)}m")
         self._body = b"\0" + struct.pack(">I", len(request)) + request
         self._deadline_s = deadline_s
         self._told = told
@@ -88,9 +99,11 @@ class _Link:
         self._next_stream = 1
         self._with_data: set[int] = set()
         self.intended_s: dict[int, float] = {}
-        # Windows so wide that no answer ever waits for one.
-        settings = struct.pack(">HI", 4, _WIDE_WINDOW)
-        widening = _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WIDE_WINDOW))
+        if reads:  # windows so wide that no answer ever waits for one
+            settings = struct.pack(">HI", 4, _WIDE_WINDOW)
+            widening = _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WIDE_WINDOW))
+        else:
+            settings = widening = b""
         self.socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + widening)
 
     def begin(self, intended_s: Sequence[float]) -> None:
@@ -146,9 +159,9 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
-def _header_block(authority: str, timeout: str) -> bytes:
+def _header_block(authority: str, method: str, timeout: str) -> bytes:
     """The headers of a call, none of which enters the table of the connection."""
-    block = b"\x83\x86\x04" + _literal("/turnpike.router.v1.RouterService/Complete") + b"\x01" + _literal(authority)
+    block = b"\x83\x86\x04" + _literal(f"/turnpike.router.v1.RouterService/{method}") + b"\x01" + _literal(authority)
     for name, value in (("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", timeout)):
         block += b"\x00" + _literal(name) + _literal(value)
     return block
