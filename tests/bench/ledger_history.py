@@ -31,6 +31,8 @@ _MINUTES_KEPT: Final = timedelta(hours=48)
 _CHUNK_ROWS: Final = 400_000
 
 _INGEST: Final = load_queries(Path(storage.__file__).with_name("ingest.sql"))["ingest"]
+_RESULT: Final = "SELECT tenant_id, id FROM inserted"  # what is stored; nobody asks here
+assert _RESULT in _INGEST
 
 _ROWS: Final = """(
     SELECT
@@ -154,7 +156,7 @@ class History:
     async def _add(self, start: datetime, rows: int, fixed_rows: int) -> None:
         statement = _INGEST if start + timedelta(days=1) > self._end - _MINUTES_KEPT else _without_minutes(_INGEST)
         stored = await self._connection.execute(
-            statement.replace("{stage}", _ROWS).replace("SELECT id FROM inserted", "SELECT id FROM inserted LIMIT 0"),
+            statement.replace("{stage}", _ROWS).replace(_RESULT, f"{_RESULT} LIMIT 0"),
             int(start.timestamp() * 1_000),
             86_400_000,
             1,
