@@ -155,6 +155,10 @@ bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplificatio
 bench-overload: $(VENV)/.dev ## five times what the router can serve: goodput, refusals, recovery; two minutes
 	$(BIN)/python -m tests.bench.overload
 
+.PHONY: bench-growth
+bench-growth: $(VENV)/.dev ## how the router's cost grows: 10 to 10,000 tenants, 1 to 1,000 streams; three minutes
+	$(BIN)/python -m tests.bench.growth
+
 .PHONY: bench-ledger
 bench-ledger: $(VENV)/.dev ## measure the ledger: ingest, a million events replayed, 10 million rows; half an hour
 	$(BIN)/python -m tests.bench.ledger
@@ -169,4 +173,4 @@ lock: $(BIN)/uv ## resolve the dependencies anew and pin them by hash
 
 .PHONY: clean
 clean: ## remove what the targets made; the data directory stays
-	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* bench-results.json bench-ledger-results.json
+	rm -rf .venv .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* bench-results.json bench-ledger-results.json bench-growth-results.json

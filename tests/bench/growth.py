@@ -1,0 +1,254 @@
+"""How the router's cost grows with the tenants it knows and with the streams it has open. Two tables.
+
+    python -m tests.bench.growth [tenants] [streams] [--smoke] [--output FILE]
+
+Tenants: every one is created, served once and so in the router's cache; then requests go round among all of them. The
+last row asks the first ten again while all are known, so that drift of the machine during the run shows as a difference
+between it and the first row. Streams: an open loop whose rate times a stream's duration is the number wanted; how many
+calls the router had open two thirds into it stands beside. Gaps of 10 ms up to 32 streams, of 100 ms from there: a
+thousand streams 10 ms apart are 100,000 chunks a second, which no Python serves. Compare rows of one gap only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.fake_provider import DELTAS, GAP_S, SLOW_GAP_S
+from tests.bench.figures import Figure, percentile, write_results
+from tests.bench.processes import BenchFailed
+from tests.bench.report import machine
+from tests.bench.site import Site, running_site
+from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
+
+PARTS: Final = ("tenants", "streams")
+# More than the streams wanted, since a stream takes longer where the machine is busy.
+_SETTINGS: Final = {"ROUTER_MAX_RUNNING_PER_TENANT": "1000", "ROUTER_MAX_RUNNING_PER_PROVIDER": "4000"}
+_IN_FLIGHT: Final = 32
+_CREATORS: Final = 16
+_SETTLE_S: Final = 0.7
+_LIMIT_S: Final = 120.0  # for one load
+_MAX_RUN_S: Final = 420
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A number of streams, how far apart their deltas are, and for how long new ones begin."""
+
+    streams: int
+    gap_s: float
+    seconds: float
+
+    @property
+    def model(self) -> str:
+        return "paced" if self.gap_s == GAP_S else "slow"
+
+    @property
+    def rate_per_s(self) -> float:
+        return self.streams / (self.gap_s * DELTAS)
+
+    @property
+    def name(self) -> str:
+        return f"{self.streams:,} streams, {self.gap_s * 1e3:g} ms apart"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything."""
+
+    tenants: Sequence[int]
+    rounds: int
+    requests: int
+    open_loop: int
+    open_rate_per_s: float
+    levels: Sequence[Level]
+
+
+FULL: Final = Plan(
+    tenants=(10, 100, 1_000, 10_000),
+    rounds=2,
+    requests=1_000,
+    open_loop=100,
+    open_rate_per_s=50.0,
+    levels=(
+        Level(1, GAP_S, 10.0),
+        Level(10, GAP_S, 5.0),
+        Level(32, GAP_S, 5.0),
+        Level(32, SLOW_GAP_S, 10.0),
+        Level(100, SLOW_GAP_S, 10.0),
+        Level(1_000, SLOW_GAP_S, 10.0),
+    ),
+)
+SMOKE: Final = Plan(
+    tenants=(10, 20),
+    rounds=1,
+    requests=50,
+    open_loop=10,
+    open_rate_per_s=50.0,
+    levels=(Level(4, GAP_S, 1.0), Level(20, SLOW_GAP_S, 1.0)),
+)
+
+
+@dataclass(slots=True)
+class Growth:
+    """One run over a site. `figures` is in the order of measuring."""
+
+    site: Site
+    plan: Plan
+    figures: list[Figure]
+
+    def tenants(self) -> Table:
+        """More and more tenants, and the first of them once more."""
+        table = _table("Tenants known", "tenants", "CPU ms per request", "p50 ms", "p50 min .. max")
+        tenants: list[str] = []
+        with ThreadPoolExecutor(_CREATORS) as pool, grpc.insecure_channel(self.site.router) as channel:
+            stub = tenant_service_pb2_grpc.TenantServiceStub(channel)
+            for count in self.plan.tenants:
+                more = list(pool.map(lambda number: _create(stub, number), range(len(tenants), count)))
+                tenants += more
+                self._load("closed", "one", more, count=len(more), in_flight=_IN_FLIGHT)
+                self._requests(table, f"{count:,} tenants", tenants)
+        first = tenants[: self.plan.tenants[0]]
+        self._requests(table, f"the first {len(first)} of {len(tenants):,} tenants", first)
+        return table
+
+    def _requests(self, table: Table, name: str, tenants: Sequence[str]) -> None:
+        # In another order than they were created in: neighbours may lie side by side.
+        asked = random.Random(1).sample(tenants, len(tenants))
+        asked = asked[: self.plan.requests]
+        cpu_ms: list[float] = []
+        p50_ms: list[float] = []
+        for _ in range(self.plan.rounds):
+            before_s = self.site.router_process.cpu_s()
+            self._load("closed", "one", asked, count=self.plan.requests, in_flight=_IN_FLIGHT)
+            time.sleep(_SETTLE_S)
+            cpu_ms.append((self.site.router_process.cpu_s() - before_s) / self.plan.requests * 1e3)
+            answer = self._load("open", "one", asked, count=self.plan.open_loop, rate_per_s=self.plan.open_rate_per_s)
+            p50_ms.append(percentile(answer["first_content_ms"], 0.5))
+        table.add_row(name, f"{median(cpu_ms):.2f}", f"{median(p50_ms):.2f}", f"{min(p50_ms):.2f} .. {max(p50_ms):.2f}")
+        closed = f"Complete, {_IN_FLIGHT} in flight; user + system time of the router's process"
+        opened = f"Complete, open loop at {self.plan.open_rate_per_s:g}/s from the intended start"
+        self.figures.append(Figure(f"CPU per unary request, {name}", "ms", cpu_ms, closed))
+        self.figures.append(Figure(f"unary p50, {name}", "ms", p50_ms, opened))
+
+    def _load(self, kind: str, model: str, tenants: Sequence[str], **command: Any) -> Any:
+        return self.site.run(
+            kind,
+            self.site.router,
+            within_s=_LIMIT_S,
+            method="complete",
+            model=model,
+            tenants=tenants,
+            **command,
+        )
+
+    def streams(self) -> Table:
+        """More and more streams at a time."""
+        table = _table(
+            "Streams open", "streams", "open", "calls", "messages", "CPU ms per stream", "first token p50 ms", "p99 ms"
+        )
+        self._stream(Level(10, GAP_S, 1.0))
+        idle = self._idle_share()
+        for level in self.plan.levels:
+            calls, seen, cpu_s, took_s, answer = self._stream(level)
+            cpu_ms = (cpu_s - idle * took_s) / calls * 1e3
+            p50_ms, p99_ms = (percentile(answer["first_content_ms"], fraction) for fraction in (0.5, 0.99))
+            values = (f"{answer['messages'] / calls:.1f}", f"{cpu_ms:.2f}", f"{p50_ms:.2f}", f"{p99_ms:.2f}")
+            table.add_row(level.name, str(seen), str(calls), *values)
+            how = f"{DELTAS}-delta streams, open loop at {level.rate_per_s:g}/s, {calls} calls, {seen} open at once"
+            cpu = f"{how}; user + system time of the router's process, less what it takes when idle"
+            self.figures.append(Figure(f"CPU per stream, {level.name}", "ms", [cpu_ms], cpu))
+            self.figures.append(Figure(f"first token p50, {level.name}", "ms", [p50_ms], how))
+            self.figures.append(Figure(f"first token p99, {level.name}", "ms", [p99_ms], how))
+        return table
+
+    def _stream(self, level: Level) -> tuple[int, int, float, float, Any]:
+        """Calls, how many were open at once, CPU seconds, seconds that it took, and the answer of the load."""
+        process = self.site.router_process
+        calls = max(2, round(level.rate_per_s * level.seconds))
+        before_s, started_s = process.cpu_s(), time.monotonic()
+        self.site.begin(
+            "open",
+            self.site.router,
+            method="stream",
+            model=level.model,
+            tenants=self.site.tenants,
+            channels=8,
+            count=calls,
+            rate_per_s=level.rate_per_s,
+        )
+        time.sleep(level.seconds * 2 / 3)
+        seen = self.site.calls_running()
+        answer = self.site.finish(within_s=_LIMIT_S)
+        time.sleep(_SETTLE_S)
+        return calls, seen, process.cpu_s() - before_s, time.monotonic() - started_s, answer
+
+    def _idle_share(self) -> float:
+        """CPU seconds per second of a router without requests."""
+        before_s, started_s = self.site.router_process.cpu_s(), time.monotonic()
+        time.sleep(3.0)
+        return (self.site.router_process.cpu_s() - before_s) / (time.monotonic() - started_s)
+
+
+def _create(stub: Any, number: int) -> str:
+    config = tenant_service_pb2.InferenceConfig(preferred_provider="local", allowed_providers=["local"])
+    request = tenant_service_pb2.CreateTenantRequest(name=f"Growing {number}", inference_config=config)
+    tenant_id: str = stub.CreateTenant(request, timeout=30).tenant.id
+    return tenant_id
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0 with the tables, 1 without."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description="How the router's cost grows.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: both")
+    parser.add_argument("--smoke", action="store_true", help="a short run that only shows that it works")
+    parser.add_argument("--output", type=Path, default=Path("bench-growth-results.json"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.parts) - set(PARTS)):
+        parser.error(f"{', '.join(unknown)}: no part; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.alarm(_MAX_RUN_S)
+    caption, started_s = machine(), time.monotonic()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    try:
+        with running_site(_SETTINGS) as site:
+            growth = Growth(site, SMOKE if options.smoke else FULL, [])
+            tables = [getattr(growth, part)() for part in options.parts or PARTS]
+            signal.alarm(0)
+    except (BenchFailed, AssertionError, OSError, ValueError, grpc.RpcError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    for table in tables:
+        console.print(table)
+    console.print(f"{caption}\n{time.monotonic() - started_s:.0f} s")
+    write_results(options.output, growth.figures)
+    return 0
+
+
+def _out_of_time(_number: int, _frame: object) -> None:
+    raise BenchFailed("out of time: the machine is too busy, or something hangs")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
