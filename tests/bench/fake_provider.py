@@ -1,7 +1,7 @@
 """A provider of OpenAI's wire that costs next to nothing: every answer is made of bytes that were computed at start.
 
 The requested model chooses the answer: `one` delta, 50 in a `burst` of one write, 50 `paced` 10 ms apart, 50 `slow`
-ones 100 ms apart, or a `long` answer of 500 larger ones in one write, for a reader that does not read it.
+ones 250 ms apart, or a `long` answer of 500 larger ones in one write, for a reader that does not read it.
 Prints its port as the only line of its output, and serves until its input ends.
 """
 
@@ -17,7 +17,7 @@ import uvloop
 
 DELTAS: Final = 50
 GAP_S: Final = 0.010
-SLOW_GAP_S: Final = 0.100
+SLOW_GAP_S: Final = 0.250
 LONG_DELTAS: Final = 500
 _LONG_WORDS: Final = 100  # in each of them: far over what HTTP/2 lets a server send before it is read
 MODELS: Final = ("one", "burst", "paced", "slow", "long")
