@@ -25,6 +25,7 @@ PRIORITY_KEY = "x-turnpike-priority"
 SATURATED = 0.85  # of the time; below it a call hardly waits for others
 WINDOW_S = 0.25
 ALWAYS_ADMITTED = 8  # calls of a method in progress: with so few, no estimate is worth a refusal
+LONGEST_WINDOW_S = 4 * WINDOW_S  # a longer one had next to no arrivals: few ended because few were asked for
 LEAST_ENDED = 10  # calls ended in a window; fewer say nothing of how many end per second
 MIN_RETRY_S, MAX_RETRY_S = 0.1, 5.0
 
@@ -106,7 +107,7 @@ class Gate:
         """Let a call in, which then must `leave`. Raises the `refusal`."""
         window_s = self._saturation.look()
         if window_s is not None:
-            is_known = self._ended >= LEAST_ENDED
+            is_known = self._ended >= LEAST_ENDED and window_s <= LONGEST_WINDOW_S
             self._ended_per_s, self._ended = (self._ended / window_s if is_known else 0.0), 0
         load = Load(self._saturation.ratio, self._in_progress, self._ended_per_s)
         error = refusal(load, remaining_s, _priority(priority))

@@ -133,3 +133,17 @@ def test_the_busy_clock_of_the_process_moves_with_work() -> None:
 
     assert saturation.look() == 1.0
     assert saturation.ratio > 0
+
+
+def test_a_window_in_which_hardly_anybody_came_is_no_estimate() -> None:
+    """The loop was busy with other methods, so that few calls of this one ended, over long."""
+    clock = Clock()
+    gate = clock.gate()
+    for _ in range(LEAST_ENDED + ALWAYS_ADMITTED + 1):
+        gate.enter(30.0, "")
+    for _ in range(LEAST_ENDED):
+        gate.leave()
+
+    clock.passes(60.0, busy=1.0)
+
+    gate.enter(30.0, "")  # raises when a sixth of a call a second is taken for what can be done
