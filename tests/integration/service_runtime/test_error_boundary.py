@@ -380,11 +380,11 @@ async def test_a_saturated_service_refuses_at_once_who_would_be_too_late_and_ser
     echo.unary = held
     gate_of = {f"/{SERVICE}/Unary": gate}.get
     async with echo_server(echo, gate_of=gate_of) as (server, client):
-        running = [asyncio.ensure_future(client.call("Unary", "held", timeout=60)) for _ in range(20)]
-        await eventually(lambda: len(server.in_flight.requests) == 20)
+        running = [asyncio.ensure_future(client.call("Unary", "held", timeout=60)) for _ in range(20 * LEAST_ENDED)]
+        await eventually(lambda: len(server.in_flight.requests) == 20 * LEAST_ENDED)
         for _ in range(LEAST_ENDED):
             assert (await client.call("Unary", "done", timeout=60)).value == "done"
-        now[0] = busy[0] = float(LEAST_ENDED)  # one call a second, with 20 in progress: one takes 20 s
+        now[0] = busy[0] = 1.0  # twenty times as many are in progress as end in a second: one takes 20 s
 
         refused = from_rpc_error(await client.failure("Unary", timeout=18))
         served = await client.call("Unary", "high", timeout=18, metadata=(("x-turnpike-priority", "high"),))
