@@ -28,7 +28,7 @@ DetailToProto = Callable[[object], Message | None]
 DetailFromAny = Callable[[any_pb2.Any], object | None]
 
 # The status travels in a header, base64-coded; many clients take 8 KiB of headers and then report something else.
-_MAX_STATUS_BYTES = 4096
+MAX_STATUS_BYTES = 4096
 _MAX_MESSAGE_CHARACTERS = 1000
 _MAX_VIOLATIONS = 20
 
@@ -68,10 +68,17 @@ def to_status(error: ServiceError, detail_to_proto: DetailToProto | None = None)
     code = status_code(error.category)
     details = _details(error, detail_to_proto)
     status = _packed(code, error.message, details)
-    while status.ByteSize() > _MAX_STATUS_BYTES and details:
+    while status.ByteSize() > MAX_STATUS_BYTES and details:
         details.pop()
         status = _packed(code, error.message, details)
     return status
+
+
+def retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
+    """The detail that says when to come again."""
+    delay = duration_pb2.Duration()
+    delay.FromMicroseconds(round(retry_after_s * 1_000_000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 def internal_status(reference: str) -> status_pb2.Status:
@@ -129,9 +136,7 @@ def _details(error: ServiceError, detail_to_proto: DetailToProto | None) -> list
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=_redacted(error.metadata))
     details: list[Message] = [info]
     if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMicroseconds(round(error.retry_after_s * 1_000_000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        details.append(retry_info(error.retry_after_s))
     if isinstance(error, InvalidRequest):
         details.append(_bad_request(error))
     if isinstance(error, QuotaExceeded):

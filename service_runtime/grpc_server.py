@@ -14,7 +14,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import structlog
@@ -41,6 +41,20 @@ _MAX_STREAMS_PER_CONNECTION = 250  # ends HTTP/2 rapid reset; a client needs mor
 
 class PortTaken(StartupError):
     """Another process listens on the service's port."""
+
+
+class _ByName:
+    """What services add themselves to. Leaves out the second, method by method registration of the generated code.
+
+    With it the library waits for the next call of each method apart, and goes through all of these futures for every
+    call of any. Without it there is one future, and the handler is looked up by the call's name.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Nothing: `add_generic_rpc_handlers` has got them."""
 
 
 class GrpcServer:
@@ -126,13 +140,14 @@ class GrpcServer:
         # Checked by a socket of ours: gRPC would print its own lines about it, and bind to nothing.
         _require_free(self._host, self._port, reuse_port=self._reuse_port)
         server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
+        registry = cast("grpc.aio.Server", _ByName(server))
         for register in self._services.values():
-            register(server)
+            register(registry)
         self._health = health.Health([*self._services, *self._health_names])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         if self._reflection_is_on:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection.enable_server_reflection(names, server)  # has handlers of its own for this kind of server
         self._port = self._listen(server, self.address)
         if self._own_port:
             _require_free(self._host, self._own_port, reuse_port=False)

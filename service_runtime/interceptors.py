@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
-from google.rpc import status_pb2
 from prometheus_client import Counter
 
 from service_runtime.call_context import REQUEST_ID_KEY, Call, enter_call, outgoing_metadata
-from service_runtime.error_codec import STATUS_DETAILS_KEY, DetailToProto, internal_status, to_status
+from service_runtime.error_codec import STATUS_DETAILS_KEY, DetailToProto, internal_status
 from service_runtime.errors import Category, ServiceError
 from service_runtime.ids import uuid7
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
 from service_runtime.overload import PRIORITY_KEY, GateOf, no_gates
 from service_runtime.refusal_log import RefusalLog
+from service_runtime.rendered_status import RenderedStatus, StatusRenderer
 
 __all__ = ["BoundaryLimits", "ErrorBoundary", "outgoing_metadata"]
 
@@ -80,7 +80,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         self._gate_of = gate_of
         self._limits = limits or BoundaryLimits()
         self._in_flight = in_flight
-        self._detail_to_proto = detail_to_proto
+        self._statuses = StatusRenderer(detail_to_proto)
         self._outcomes = _Outcomes(metrics)
         self._refusals = RefusalLog()
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
@@ -149,21 +149,21 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             given_s = context.time_remaining()
             # Where the caller's deadline is the sooner, gRPC itself ends the call; a second timer would be waste.
             own_timeout_s = None if given_s is not None and given_s < limits.max_duration_s else limits.max_duration_s
-            call = Call(method, _request_id(context), started_s + (own_timeout_s or given_s or 0.0))
+            request_id, priority = _asked(context)
+            call = Call(method, request_id, started_s + (own_timeout_s or given_s or 0.0))
             enter_call(call)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             outcome = grpc.StatusCode.CANCELLED
             task = asyncio.current_task()
-            scope = asyncio.timeout(own_timeout_s)
+            scope = None if own_timeout_s is None else asyncio.timeout(own_timeout_s)
             calls.add(task)
             was_let_in = False
             try:
                 _admit(len(calls), max_calls, call, limits)
                 if gate is not None:
-                    gate.enter(call.remaining_s(), _metadata(context, PRIORITY_KEY))
+                    gate.enter(call.remaining_s(), priority)
                     was_let_in = True
-                async with scope:
-                    response = await behaviour(request, context)
+                response = await _within(scope, behaviour(request, context))
             except asyncio.CancelledError:
                 if call.remaining_s() <= 0:
                     outcome = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -174,8 +174,8 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             except Exception as error:
                 if _is_gone(context):
                     raise  # nobody is there to be told; gRPC drops it
-                status = self._status(call, error, timed_out=scope.expired())
-                outcome = _CODES[status.code]
+                status = self._status(call, error, timed_out=scope is not None and scope.expired())
+                outcome = status.code
                 await _abort(context, call, status, error, timeout_s=limits.write_timeout_s)
             else:
                 outcome = _code_of(context)
@@ -188,7 +188,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _status(self, call: Call, error: Exception, *, timed_out: bool) -> status_pb2.Status:
+    def _status(self, call: Call, error: Exception, *, timed_out: bool) -> RenderedStatus:
         if timed_out and isinstance(error, TimeoutError):
             error = ServiceError(
                 Category.DEADLINE_EXCEEDED,
@@ -198,12 +198,19 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         if isinstance(error, ServiceError):
             self._refusals.refused(call.method, error)
             try:
-                return to_status(error, self._detail_to_proto)
+                return self._statuses.render(error)
             except Exception:  # a bug in rendering the error is a bug like any other
                 log.exception("rpc.error_not_rendered", method=call.method, reason=error.reason)
-                return internal_status(call.request_id)
+                return RenderedStatus.of(internal_status(call.request_id))
         log.error("rpc.crashed", method=call.method, exc_info=error)
-        return internal_status(call.request_id)
+        return RenderedStatus.of(internal_status(call.request_id))
+
+
+async def _within(scope: asyncio.Timeout | None, answer: Awaitable[Any]) -> Any:
+    if scope is None:
+        return await answer
+    async with scope:
+        return await answer
 
 
 def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLimits) -> None:
@@ -218,18 +225,18 @@ def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLim
         raise ServiceError(Category.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline had passed on arrival")
 
 
-def _metadata(context: Any, wanted: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == wanted and isinstance(value, str):
-            return value
-    return ""
+def _asked(context: Any) -> tuple[str, str]:
+    """The id that the caller gave the call, a new one where that is none, and the priority, '' where there is none.
 
-
-def _request_id(context: Any) -> str:
+    In one pass: the library builds its metadata anew for whoever asks.
+    """
+    request_id = priority = ""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    return str(uuid7())
+        if key == REQUEST_ID_KEY and not request_id and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            request_id = value
+        elif key == PRIORITY_KEY and not priority and isinstance(value, str):
+            priority = value
+    return request_id or str(uuid7()), priority
 
 
 def _is_gone(context: Any) -> bool:
@@ -237,18 +244,16 @@ def _is_gone(context: Any) -> bool:
     return bool(context.cancelled() or context.done())
 
 
-async def _abort(
-    context: Any, call: Call, status: status_pb2.Status, error: Exception, *, timeout_s: float
-) -> NoReturn:
+async def _abort(context: Any, call: Call, status: RenderedStatus, error: Exception, *, timeout_s: float) -> NoReturn:
     trailing: list[tuple[str, str | bytes]] = [
         (REQUEST_ID_KEY, call.request_id),
-        (STATUS_DETAILS_KEY, status.SerializeToString()),
+        (STATUS_DETAILS_KEY, status.details),
     ]
     if isinstance(error, ServiceError) and error.retry_after_s is not None:
         trailing.append((PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
     try:
         async with asyncio.timeout(min(timeout_s, _MAX_ABORT_S)):
-            await context.abort(_CODES[status.code], status.message, tuple(trailing))
+            await context.abort(status.code, status.message, tuple(trailing))
     except TimeoutError:
         # The status stands in line behind messages that the caller does not take. gRPC keeps it; we keep nothing.
         raise asyncio.CancelledError from None

@@ -11,7 +11,6 @@ time to spare: then a slow provider is what takes the time, and other clocks wat
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+_PRIORITIES = {priority.value: priority for priority in Priority}
 # How many times the usual duration a call's remaining time must be.
 _SHARES = {Priority.HIGH: 0.5, Priority.NORMAL: 1.0, Priority.LOW: 2.0}
 
@@ -136,9 +136,7 @@ def gates_for(*methods: str) -> GateOf:
 
 
 def _priority(text: str) -> Priority:
-    with contextlib.suppress(ValueError):
-        return Priority(text)
-    return Priority.NORMAL
+    return _PRIORITIES.get(text, Priority.NORMAL)
 
 
 def _thread_busy_s() -> float:

@@ -43,6 +43,7 @@ class Redactor:
     def __init__(self, capacity: int = _CAPACITY) -> None:
         """`capacity` bounds the secrets that are remembered; the oldest are forgotten first."""
         self._capacity = capacity
+        self.changes = 0  # of what is known: a text that was redacted before the last one may need it again
         self._secrets: OrderedDict[str, None] = OrderedDict()
         self._by_anchor: dict[str, tuple[str, ...]] = {}
         self._few_anchors: tuple[str, ...] | None = ()  # the keys of `_by_anchor`; None when there are many
@@ -70,6 +71,7 @@ class Redactor:
                 self._secrets.move_to_end(secret)
                 return
             self._secrets[secret] = None
+            self.changes += 1
             self._index(secret, self._by_anchor.get(secret[-_ANCHOR_LENGTH:], ()))
             while len(self._secrets) > self._capacity:
                 self._forget(self._secrets.popitem(last=False)[0])
