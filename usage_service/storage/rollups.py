@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from service_runtime.postgres import Postgres, load_queries
-from usage_service.domain import histogram
+from service_runtime.postgres import Postgres
 from usage_service.domain.pricing import TokenCounts
 from usage_service.domain.rate_limit import Consumption
 from usage_service.domain.report import (
@@ -30,11 +29,11 @@ from usage_service.domain.report import (
 from usage_service.domain.usage_event import AttemptStatus
 from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window, merged, tiles
 from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup
+from usage_service.storage import packed_histogram
+from usage_service.storage.report_statements import Statement, on_tiles, plain
 
 if TYPE_CHECKING:
     from asyncpg import Record
-
-_QUERIES = load_queries(Path(__file__).with_name("reports.sql"))
 
 
 class PostgresRollups:
@@ -53,49 +52,48 @@ class PostgresRollups:
         after: AfterGroup | None,
         limit: int,
     ) -> GroupedUsage:
-        fetched = await self._fetch(
+        statement = on_tiles(
             "usage_by_group",
             tenant_id,
-            *_columns(tiles),
-            *_conditions(only),
-            grouping.by_provider,
-            grouping.by_model,
             *((after.requests, after.attempts, after.provider, after.model) if after else (None,) * 4),
             limit,
+            tiles=tiles,
+            only=only,
+            grouping=grouping,
         )
-        usages = [_model_usage(record) for record in fetched]
+        usages = [_model_usage(record) for record in await self._fetch(statement)]
         return GroupedUsage(usages[:-1], usages[-1])
 
     async def usage_by_step(
         self, tenant_id: UUID, steps: Sequence[Window], only: UsageFilter, *, grouping: Grouping, limit: int
     ) -> list[UsagePoint]:
-        covering = merged(tile for step in steps for tile in tiles(step))
-        fetched = await self._fetch(
+        statement = on_tiles(
             "usage_by_step",
             tenant_id,
-            *_columns(covering),
-            *_conditions(only),
-            grouping.by_provider,
-            grouping.by_model,
             [step.start for step in steps],
             limit,
+            tiles=merged(tile for step in steps for tile in tiles(step)),
+            only=only,
+            grouping=grouping,
         )
-        return [UsagePoint(steps[record["step"] - 1], _model_usage(record)) for record in fetched]
+        return [UsagePoint(steps[record["step"] - 1], _model_usage(record)) for record in await self._fetch(statement)]
 
     async def costs_by_day(
         self, tenant_id: UUID, days: Sequence[LocalDay], only: UsageFilter, *, after: AfterDailyCost | None, limit: int
     ) -> list[DailyCost]:
-        covering = [(day.day, tile) for day in days for tile in tiles(day.window)]
-        fetched = await self._fetch(
+        if not days:
+            return []
+        dates = [day.day for day in days]
+        statement = on_tiles(
             "costs_by_day",
             tenant_id,
-            *_columns([tile for _, tile in covering]),
-            [day for day, _ in covering],
-            *_conditions(only),
-            *((after.day, after.cost_usd, after.provider) if after else (None, None, None)),
+            [day.window.start for day in days],
+            *((bisect_left(dates, after.day) + 1, after.cost_usd, after.provider) if after else (None,) * 3),
             limit,
+            tiles=merged(tile for day in days for tile in tiles(day.window)),
+            only=only,
         )
-        return [_daily_cost(record) for record in fetched]
+        return [_daily_cost(record, dates) for record in await self._fetch(statement)]
 
     async def failures(
         self,
@@ -107,24 +105,26 @@ class PostgresRollups:
         after: AfterFailure | None,
         limit: int,
     ) -> list[Failure]:
-        fetched = await self._fetch(
+        statement = on_tiles(
             "failures",
             tenant_id,
-            *_columns(tiles),
-            *_conditions(only),
             *_failure_position(after),
             limit,
             kept.minutes_since,
             kept.hours_since,
+            [tile.start for tile in tiles],
+            [tile.grain.value for tile in tiles],
+            tiles=tiles,
+            only=only,
         )
-        return [_failure(record) for record in fetched]
+        return [_failure(record) for record in await self._fetch(statement)]
 
     async def consumption(
         self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
     ) -> dict[tuple[int, str, str], Consumption]:
         covering = list(chain.from_iterable(windows.values()))
         keys = [key for key, covers in windows.items() for _ in covers]
-        fetched = await self._fetch("consumption", tenant_id, *_columns(covering), keys)
+        fetched = await self._fetch(plain("consumption", tenant_id, *_columns(covering), keys))
         return {
             (record["window_key"], record["provider"], record["model_name"]): Consumption(
                 record["requests"], record["tokens"], record["cost_usd"]
@@ -132,9 +132,9 @@ class PostgresRollups:
             for record in fetched
         }
 
-    async def _fetch(self, query: str, *arguments: object) -> list[Record]:
+    async def _fetch(self, statement: Statement) -> list[Record]:
         async with self._postgres.acquire() as connection:
-            return await connection.fetch(_QUERIES[query], *arguments)
+            return await connection.fetch(statement.text, *statement.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +162,10 @@ async def _purge(postgres: Postgres, find_tenant: str, delete: str, before: date
     removed, start = 0, UUID(int=0)
     while True:
         async with postgres.acquire() as connection:
-            tenant_id: UUID | None = await connection.fetchval(_QUERIES[find_tenant], start)
+            tenant_id: UUID | None = await connection.fetchval(plain(find_tenant).text, start)
             if tenant_id is None:
                 return removed
-            tag = await connection.execute(_QUERIES[delete], tenant_id, before)
+            tag = await connection.execute(plain(delete).text, tenant_id, before)
         removed += int(tag.rpartition(" ")[2])  # "DELETE 12"
         if tenant_id.int == UUID(int=2**128 - 1).int:
             return removed
@@ -175,10 +175,6 @@ async def _purge(postgres: Postgres, find_tenant: str, delete: str, before: date
 def _columns(tiles: Iterable[Tile]) -> tuple[list[str], list[datetime], list[datetime]]:
     covering = list(tiles)
     return [one.grain.label for one in covering], [one.start for one in covering], [one.end for one in covering]
-
-
-def _conditions(only: UsageFilter) -> tuple[str, str, bool | None, str]:
-    return only.provider, only.model, only.absorbed, only.funding
 
 
 def _failure_position(after: AfterFailure | None) -> Sequence[Any]:
@@ -215,7 +211,9 @@ def _model_usage(record: Record) -> ModelUsage:
 
 
 def _durations(record: Record, name: str) -> Durations:
-    return Durations(record[f"{name}_count"], record[f"{name}_sum_ms"], histogram.unpacked(record[f"{name}_histogram"]))
+    return Durations(
+        record[f"{name}_count"], record[f"{name}_sum_ms"], packed_histogram.unpacked(record[f"{name}_histogram"])
+    )
 
 
 def _cost(record: Record) -> Cost:
@@ -227,9 +225,9 @@ def _cost(record: Record) -> Cost:
     )
 
 
-def _daily_cost(record: Record) -> DailyCost:
+def _daily_cost(record: Record, days: Sequence[date]) -> DailyCost:
     return DailyCost(
-        day=record["day"],
+        day=days[record["number"] - 1],
         provider=record["provider"],
         requests=record["requests"],
         total_tokens=record["total_tokens"],

@@ -15,6 +15,7 @@ import pytest
 from service_runtime.migrations import migrate
 from tests.support.postgres import LEDGER_MIGRATIONS
 from usage_service.domain import histogram
+from usage_service.storage import packed_histogram
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -57,6 +58,7 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
                 FROM unnest($1::integer[]) WITH ORDINALITY AS t (d, number) GROUP BY number % $2
             )
             SELECT coalesce(sum(part), 0) AS merged, hist_counts(coalesce(sum(part), 0)) AS counts,
+                numeric_send(coalesce(sum(part), 0)) AS sent,
                 coalesce(sum(same_part), 0) = coalesce(sum(part), 0) AS is_the_same
             FROM parts
             """,
@@ -68,6 +70,7 @@ async def test_random_durations_are_counted_the_same_however_they_are_grouped(co
         assert row is not None
         assert row["is_the_same"]
         assert histogram.unpacked(row["merged"]) == tuple(row["counts"]) == whole
+        assert packed_histogram.unpacked(row["sent"]) == whole
 
 
 async def test_nothing_is_an_empty_histogram(connection: Connection) -> None:
@@ -80,9 +83,15 @@ async def test_nothing_is_an_empty_histogram(connection: Connection) -> None:
 async def test_counts_do_not_spill_into_the_next_bucket(connection: Connection) -> None:
     most = 10**12 - 1
 
-    counts = await connection.fetchval("SELECT hist_counts(hist_one(3) * $1 + hist_one(4) * $1)", Decimal(most))
+    row = await connection.fetchrow(
+        "SELECT hist_counts(number) AS counts, numeric_send(number) AS sent"
+        " FROM (SELECT hist_one(3) * $1 + hist_one(4) * $1 AS number) AS packed",
+        Decimal(most),
+    )
 
-    assert counts == [0] * histogram.bucket_of(3) + [most] + [0] * 3 + [most]
+    assert row is not None
+    assert row["counts"] == [0] * histogram.bucket_of(3) + [most] + [0] * 3 + [most]
+    assert packed_histogram.unpacked(row["sent"]) == tuple(row["counts"])
 
 
 async def test_histograms_that_were_arrays_are_packed(empty_database: str, tmp_path: Path) -> None:

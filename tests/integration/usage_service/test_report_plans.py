@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,8 +19,9 @@ from tests.support.usage_events import TENANT
 from usage_service.domain.report import Grouping, UsageFilter
 from usage_service.domain.steps import Step, StepUnit, steps
 from usage_service.domain.window import Grain, RollupRetention, Tile, Window, answerable, local_days, merged, tiles
-from usage_service.storage import records, rollups
+from usage_service.storage import records
 from usage_service.storage.audit_checks import QUERIES
+from usage_service.storage.report_statements import Statement
 from usage_service.storage.rollups import PostgresRollups
 
 NOW = datetime(2026, 3, 18, 10, 41, 7, tzinfo=UTC)
@@ -51,19 +53,35 @@ async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
 
 
 class PlannedRollups(PostgresRollups):
-    """Explains what it would have fetched."""
+    """Explains what it would have fetched, by the plan that the statement has once it is in use."""
 
     plan: dict[str, Any]
 
-    async def _fetch(self, query: str, *arguments: object) -> list[Any]:
+    async def _fetch(self, statement: Statement) -> list[Any]:
         async with self._postgres.transaction() as connection:
             await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-            text = await connection.fetchval(
-                f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {rollups._QUERIES[query]}", *arguments
-            )
+            await connection.execute(f"PREPARE report AS {statement.text}")
+            values = ", ".join(map(literal, statement.arguments))
+            text = await connection.fetchval(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE report ({values})")
+            await connection.execute("DEALLOCATE report")
         self.plan = json.loads(text)[0]["Plan"]
         # What it would have said follows, for reports that need a row to make an answer of.
-        return await super()._fetch(query, *arguments)
+        return await super()._fetch(statement)
+
+
+def literal(value: object) -> str:
+    """A value as EXECUTE takes it: of its parameter's type, told by its text."""
+    match value:
+        case None:
+            return "NULL"
+        case [first, *_]:
+            kind = {str: "text", int: "integer", datetime: "timestamptz", timedelta: "interval"}[type(first)]
+            return f"ARRAY[{', '.join(map(literal, value))}]::{kind}[]"
+        case timedelta():
+            return f"'{value.total_seconds()} seconds'"
+        case _:
+            assert "'" not in str(value)
+            return f"'{value}'"
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -73,18 +91,18 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def rows_read(plan: dict[str, Any]) -> dict[str, int]:
-    """Rows that each table's scans have looked at, those that a filter then dropped included."""
+    """Rows that each table's scans have looked at, if any, those that a filter then dropped included."""
     read: dict[str, int] = {}
     for node in nodes(plan):
         if table := node.get("Relation Name"):
             looked_at = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             read[table] = read.get(table, 0) + round(looked_at * node["Actual Loops"])
-    return read
+    return {table: count for table, count in read.items() if count}
 
 
 async def rows_in(postgres: Postgres, covering: Sequence[Tile]) -> dict[str, int]:
     async with postgres.acquire() as connection:
-        return {
+        counts = {
             table: sum(
                 [
                     await connection.fetchval(
@@ -99,6 +117,7 @@ async def rows_in(postgres: Postgres, covering: Sequence[Tile]) -> dict[str, int
             )
             for grain, table in TABLES.items()
         }
+    return {table: count for table, count in counts.items() if count}
 
 
 async def test_a_report_on_thirty_days_reads_the_rows_of_its_tiles_and_no_raw_row(postgres: Postgres) -> None:
@@ -113,6 +132,19 @@ async def test_a_report_on_thirty_days_reads_the_rows_of_its_tiles_and_no_raw_ro
     assert rows_read(planned.plan) == await rows_in(postgres, covering)
 
 
+async def test_a_report_hashes_its_rows_and_sorts_none_of_them(postgres: Postgres) -> None:
+    planned = PlannedRollups(postgres)
+
+    await planned.usage_by_group(
+        UUID(TENANT), tiles(answerable(MONTH, KEPT)), UsageFilter(), grouping=Grouping.MODEL, after=None, limit=100
+    )
+
+    sums = [node for node in nodes(planned.plan) if node.get("Strategy") == "Hashed"]
+    assert len(sums) == 1
+    assert sum(rows_read(sums[0]).values()) > 1_000
+    assert not [node for node in nodes(sums[0]) if node["Node Type"] == "Sort"]
+
+
 @pytest.mark.parametrize(
     ("window", "step", "zone", "grains"),
     [
@@ -120,8 +152,9 @@ async def test_a_report_on_thirty_days_reads_the_rows_of_its_tiles_and_no_raw_ro
         (MONTH, Step(StepUnit.HOUR, 6), "UTC", 3),
         (MONTH, Step(StepUnit.DAY), "Europe/Berlin", 3),
         (Window(NOW - timedelta(days=1), NOW), Step(StepUnit.MINUTE, 5), "UTC", 1),
+        (MONTH, Step(StepUnit.HOUR, 30), "UTC", 60),
     ],
-    ids=["days", "six hours", "days of a zone", "five minutes"],
+    ids=["days", "six hours", "days of a zone", "five minutes", "thirty hours"],
 )
 async def test_a_time_series_reads_the_rows_of_few_tiles_and_no_raw_row(
     postgres: Postgres, window: Window, step: Step, zone: str, grains: int
@@ -155,8 +188,10 @@ async def test_usage_against_limits_reads_the_rows_of_the_current_windows(postgr
 
     await planned.consumption(UUID(TENANT), covering)
 
-    wanted = [await rows_in(postgres, cover) for cover in covering.values()]
-    assert rows_read(planned.plan) == {table: sum(one[table] for one in wanted) for table in TABLES.values()}
+    wanted: Counter[str] = Counter()
+    for cover in covering.values():
+        wanted.update(await rows_in(postgres, cover))
+    assert rows_read(planned.plan) == wanted
 
 
 async def test_failures_look_at_raw_rows_only_within_the_last_bucket_of_each_kind(postgres: Postgres) -> None:
