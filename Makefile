@@ -136,6 +136,10 @@ bench-journal: $(VENV)/.dev ## what the journal costs, how a backlog of a millio
 bench-outage: $(VENV)/.dev ## ten minutes under load without usage_service: the router's memory, the drain, the books
 	$(BIN)/python -m tests.bench.outage --seconds 600
 
+.PHONY: bench-drain
+bench-drain: $(VENV)/.dev ## what calls feel of a backlog of 300,000 that drains beside them, services and all; six minutes
+	$(BIN)/python -m tests.bench.drain --backlog 300000 --rounds 8
+
 .PHONY: bench-smoke
 bench-smoke: $(VENV)/.dev ## a short run of the bench that fails when it gives no table
 	$(BIN)/python -m tests.bench --output $(VENV)/bench-smoke.json --smoke

@@ -45,7 +45,9 @@ from router_service.usage.journal_report import JournalReporter
 from router_service.usage.limit_cache import LimitCache
 from router_service.usage.metrics import UsageMetrics
 from router_service.usage.orphans import OrphanDrain
+from router_service.usage.pacing import PaceSettings
 from router_service.usage.price_cache import PriceCache
+from router_service.usage.right_of_way import RightOfWay
 from router_service.usage.sender import UsageSender
 from service_runtime import faults
 from service_runtime.background import Periodic
@@ -195,17 +197,20 @@ def _journal(
     router_id = _router_id(settings) or router_name(directory, _new_name)
     reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
     opened.push_async_callback(_last_report, reporter)
-    sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics)
+    pace = PaceSettings(floor_per_s=settings.backlog_min_per_s, ceiling_per_s=settings.backlog_max_per_s)
+    right_of_way = RightOfWay.beside(journal, usage_metrics, settings=pace)
+    opened.push_async_callback(right_of_way.close)
+    sender = UsageSender(journal, channel, router_id=router_id, metrics=usage_metrics, right_of_way=right_of_way)
     sender.start()
     opened.push_async_callback(sender.stop, _SENDER_DRAIN_S)
     _start(opened, Periodic("report journal", reporter.report, interval_s=_JOURNAL_REPORT_S, metrics=metrics))
     if not settings.worker:
-        orphans = _orphan_drain(settings, channel)
+        orphans = _orphan_drain(settings, channel, right_of_way)
         _start(opened, Periodic("carry orphans", orphans.run, interval_s=_ORPHANS_S, metrics=metrics))
     return journal, router_id
 
 
-def _orphan_drain(settings: RouterSettings, channel: grpc.aio.Channel) -> OrphanDrain:
+def _orphan_drain(settings: RouterSettings, channel: grpc.aio.Channel, right_of_way: RightOfWay) -> OrphanDrain:
     """What carries the journals of workers that there are no more, each under the name that its worker had."""
     kept = partial(router_name, new_name=_new_name)
     set_name = settings.router_id
@@ -215,6 +220,7 @@ def _orphan_drain(settings: RouterSettings, channel: grpc.aio.Channel) -> Orphan
         workers=settings.workers,
         max_bytes=settings.journal_max_bytes,
         new_name=_new_name,
+        right_of_way=right_of_way,
         router_id=(lambda directory: _worker_name(set_name, directory.name.rpartition("-")[2])) if set_name else kept,
     )
 

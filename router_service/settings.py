@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from router_service.domain.catalog import ClockName
@@ -78,6 +78,13 @@ class RouterSettings(ServiceSettings):
         description="how long a record waits for a count that its provider gives afterwards; 0: the estimate stands",
     )
     journal_max_bytes: PositiveInt = Field(1 << 30, description="a fuller journal refuses new requests")
+    backlog_min_per_s: PositiveFloat = Field(
+        1_000.0,
+        description="events of a backlog that are sent each second beside requests however much they feel it",
+    )
+    backlog_max_per_s: PositiveFloat = Field(
+        20_000.0, description="and how many at most however little they feel it; without requests there is no bound"
+    )
 
     @field_validator("score_weights")
     @classmethod
@@ -85,6 +92,15 @@ class RouterSettings(ServiceSettings):
         if unknown := sorted(set(weights) - TERM_NAMES):
             raise ValueError(f"{', '.join(unknown)}: no score term; there are {', '.join(sorted(TERM_NAMES))}")
         return weights
+
+    @model_validator(mode="after")
+    def _backlog_shrinks(self) -> Self:
+        if self.backlog_min_per_s > self.backlog_max_per_s:
+            raise ValueError(
+                f"ROUTER_BACKLOG_MIN_PER_S ({self.backlog_min_per_s:g}) is above ROUTER_BACKLOG_MAX_PER_S "
+                f"({self.backlog_max_per_s:g}); lower the one or raise the other"
+            )
+        return self
 
     @property
     def usage_address(self) -> str:

@@ -85,6 +85,7 @@ class SqliteJournal:
         self._metrics = metrics
         self._is_closed = False
         self._on_settled: Callable[[], None] = lambda: None
+        self._on_opened: Callable[[float], None] = lambda _: None
         self.recovery = recovery
         self.epoch = epoch_of(connection)
         self._space = space
@@ -129,6 +130,10 @@ class SqliteJournal:
         """Call `callback` on the event loop whenever there is something new to send."""
         self._on_settled = callback
 
+    def on_opened(self, callback: Callable[[float], None]) -> None:
+        """Call `callback` with the seconds that each `opened` has waited for the disk."""
+        self._on_opened = callback
+
     @property
     def waiting(self) -> int:
         """How many events wait for the ledger."""
@@ -141,7 +146,7 @@ class SqliteJournal:
 
     async def opened(self, attempt: AttemptOpened) -> None:
         """See `routing.ports.UsageJournal`."""
-        self._live_at_s = time.monotonic()
+        began_s = self._live_at_s = time.monotonic()
         payload = interrupted_event(attempt).SerializeToString()
         row = (attempt.event_id.bytes, payload, checksum(payload))
 
@@ -151,6 +156,7 @@ class SqliteJournal:
 
         await self._thread.do(write, needs_room=True, then=self._metrics.records["opened",].inc)
         crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
+        self._on_opened(time.monotonic() - began_s)
 
     async def settled(self, attempt: AttemptSettled) -> None:
         """See `routing.ports.UsageJournal`. Raises JOURNAL_FULL only when even the reserve is used up.

@@ -109,3 +109,13 @@ class UsageMetrics:
         self.backoff_seconds = Gauge(
             "turnpike_router_usage_backoff_seconds", "Present pause after failures.", registry=registry
         )
+        self.backlog_pace = Gauge(
+            "turnpike_router_usage_backlog_events_per_second",
+            "How many events of a backlog may be sent beside requests; 0 while nothing is held back.",
+            registry=registry,
+        )
+        self.backlog_strain = Gauge(
+            "turnpike_router_usage_backlog_strain_ratio",
+            "How long requests wait with a backlog's batches over without, as last felt.",
+            registry=registry,
+        )

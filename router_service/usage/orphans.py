@@ -19,6 +19,7 @@ from router_service.usage.journal import SqliteJournal, router_name
 from router_service.usage.journal_file import FILE_NAME
 from router_service.usage.journal_report import JournalReporter
 from router_service.usage.metrics import UsageMetrics
+from router_service.usage.right_of_way import RightOfWay
 from router_service.usage.sender import UsageSender
 from service_runtime.errors import ServiceError
 from service_runtime.startup import StartupError
@@ -50,14 +51,19 @@ class OrphanDrain:
         workers: int,
         max_bytes: int,
         new_name: Callable[[], str],
+        right_of_way: RightOfWay | None = None,
         router_id: Callable[[Path], str] | None = None,
     ) -> None:
-        """`router_id` names the router of a directory; by default the name that is kept in it."""
+        """`router_id` names the router of a directory; by default the name that is kept in it.
+
+        `right_of_way` is that of this process's requests: an orphan has none of its own, and is no more urgent.
+        """
         self._journal = journal
         self._channel = channel
         self._workers = workers
         self._max_bytes = max_bytes
         self._new_name = new_name
+        self._right_of_way = right_of_way
         self._router_id = router_id or (lambda directory: router_name(directory, new_name))
         self._empty: set[Path] = set()
 
@@ -89,9 +95,11 @@ class OrphanDrain:
             await journal.release(held.event_id, None)  # nobody is left to ask its provider
         before = (await journal.state()).waiting
         router_id = self._router_id(directory)
-        sender = UsageSender(journal, self._channel, router_id=router_id, metrics=metrics)
+        sender = UsageSender(
+            journal, self._channel, router_id=router_id, metrics=metrics, right_of_way=self._right_of_way
+        )
         sender.start()
-        await sender.stop(_PASS_S)
+        await sender.drain(_PASS_S)
         after = (await journal.state()).waiting
         try:
             await JournalReporter(journal, self._channel, router_id=router_id, metrics=metrics).report()

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import asyncpg
 import grpc.aio
@@ -61,13 +61,24 @@ class Callers:
     channel: grpc.aio.Channel
     rate_per_s: float
     seen: list[Seen] = field(default_factory=list)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _load: asyncio.Task[None] | None = None
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Call until `stop`, then wait for what is under way."""
+    async def __aenter__(self) -> Self:
+        self._load = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Begin no more calls, and wait for those under way."""
+        assert self._load is not None
+        self._stop.set()
+        await self._load
+
+    async def _run(self) -> None:
         tenants = [str(uuid7()) for _ in range(_TENANTS)]
         began_s, number = time.monotonic(), 0
         async with asyncio.TaskGroup() as group:
-            while not stop.is_set():
+            while not self._stop.is_set():
                 intended_s = began_s + number / self.rate_per_s
                 await asyncio.sleep(max(0.0, intended_s - time.monotonic()))
                 group.create_task(self._one(tenants[number % _TENANTS], intended_s))
@@ -87,9 +98,13 @@ class Callers:
             error = f"{failure.code().name}: {failure.details()}"
         self.seen.append(Seen(request_id, intended_s, (time.monotonic() - intended_s) * 1000, error))
 
+    def took_ms(self, begin_s: float, end_s: float) -> list[float]:
+        """What the calls took that were meant to begin in that time and succeeded."""
+        return [seen.took_ms for seen in self.seen if begin_s <= seen.at_s < end_s and not seen.error]
+
     def between(self, begin_s: float, end_s: float) -> str:
         """p50 and p99 of the calls that were meant to begin in that time."""
-        times = [seen.took_ms for seen in self.seen if begin_s <= seen.at_s < end_s and not seen.error]
+        times = self.took_ms(begin_s, end_s)
         if len(times) < 2:
             return "too short to tell"
         cuts = statistics.quantiles(times, n=100)
@@ -111,6 +126,8 @@ class Site:
 
     router: Program
     usage: Program
+    postgres: Program
+    router_directory: Path
     router_port: int
     usage_port: int
     dsn: str
@@ -171,7 +188,7 @@ async def running_site(directory: Path) -> AsyncIterator[Site]:
             for program in (usage, router):
                 started.append(program)
                 await _begin(program)
-            yield Site(router, usage, router_port, usage_port, dsn)
+            yield Site(router, usage, postgres, directory / "router", router_port, usage_port, dsn)
         finally:
             for program in reversed(started):
                 await program.stop()
@@ -184,26 +201,22 @@ async def _begin(program: Program) -> None:
 
 async def _measure(site: Site, seconds: float, rate_per_s: float) -> int:
     """Print the figures; how many differences there are between callers and books."""
-    stop = asyncio.Event()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{site.router_port}") as channel:
-        callers = Callers(channel, rate_per_s)
-        load = asyncio.create_task(callers.run(stop))
-        watch = asyncio.create_task(site.sample())
-        await asyncio.sleep(_WARM_UP_S + _BESIDE_S)
-        if (code := await site.usage.stop()) != 0:
-            raise BenchFailed(f"usage_service ended with exit code {code}:\n{site.usage.tail()}")
-        outage_s = time.monotonic()
-        await asyncio.sleep(seconds)
-        if watch.done():
-            watch.result()
-        back_s, backlog = time.monotonic(), await asyncio.to_thread(site.waiting)
-        await _begin(site.usage)
-        up_s = time.monotonic()
-        drained_s = await _drained(site, at_most=max(50, int(rate_per_s)))
-        await asyncio.sleep(_BESIDE_S)
-        stop.set()
-        await load
-        await _drained(site, at_most=0)
+        async with Callers(channel, rate_per_s) as callers:
+            watch = asyncio.create_task(site.sample())
+            await asyncio.sleep(_WARM_UP_S + _BESIDE_S)
+            if (code := await site.usage.stop()) != 0:
+                raise BenchFailed(f"usage_service ended with exit code {code}:\n{site.usage.tail()}")
+            outage_s = time.monotonic()
+            await asyncio.sleep(seconds)
+            if watch.done():
+                watch.result()
+            back_s, backlog = time.monotonic(), await asyncio.to_thread(site.waiting)
+            await _begin(site.usage)
+            up_s = time.monotonic()
+            drained_s = await drained(site, at_most=max(50, int(rate_per_s)))
+            await asyncio.sleep(_BESIDE_S)
+        await drained(site, at_most=0)
         watch.cancel()
         ended_s = time.monotonic()
     tenth = min(60.0, seconds / 10)
@@ -223,10 +236,10 @@ async def _measure(site: Site, seconds: float, rate_per_s: float) -> int:
     print(f"  calls during: {callers.between(outage_s, back_s)}")
     print(f"  calls beside the drain: {callers.between(up_s, drained_s)}")
     print(f"  calls after:  {callers.between(drained_s, ended_s)}")
-    return await _compare(site, callers.seen)
+    return await books_differ(site, callers.seen)
 
 
-async def _drained(site: Site, *, at_most: int) -> float:
+async def drained(site: Site, *, at_most: int) -> float:
     """When no more events wait than that. Raises BenchFailed when they go on waiting."""
     give_up_s = time.monotonic() + _DRAINED_WITHIN_S
     while (waiting := await asyncio.to_thread(site.waiting)) > at_most:
@@ -236,8 +249,11 @@ async def _drained(site: Site, *, at_most: int) -> float:
     return time.monotonic()
 
 
-async def _compare(site: Site, seen: Sequence[Seen]) -> int:
-    """Callers against tables: every success booked once, nothing that nobody asked for, no number missing."""
+async def books_differ(site: Site, seen: Sequence[Seen]) -> int:
+    """Callers against tables: every success booked once, nothing that nobody asked for, no number missing.
+
+    Prints the differences; how many there are.
+    """
     connection = await asyncpg.connect(site.dsn, timeout=30, command_timeout=120)
     try:
         rows = await connection.fetch(

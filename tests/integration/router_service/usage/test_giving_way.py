@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uuid_utils.compat
@@ -18,16 +19,18 @@ from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.journal_file import open_journal
 from router_service.usage.journal_space import JournalSpace
+from router_service.usage.pacing import PaceSettings
 from router_service.usage.sender import SenderSettings, UsageSender
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 from tests.support.fake_usage_service import FakeUsageService, serving
+from turnpike.usage.v1 import usage_service_pb2
 
 new_id = uuid_utils.compat.uuid7
 
 SETTINGS = SenderSettings(
     batch_size=40,
     batch_size_beside_requests=10,
-    backlog_per_s_beside_requests=100.0,
+    beside_requests=PaceSettings(floor_per_s=100.0, ceiling_per_s=100.0),
     gather_s=0.0,
     call_timeout_s=5.0,
 )
@@ -188,7 +191,7 @@ async def test_beside_requests_a_backlog_goes_out_in_small_batches(journal: Sqli
     await asyncio.gather(*(journal.settled(settled_attempt(new_id())) for _ in range(500)))
     service = FakeUsageService()
     # The backlog's own pace is far above what the requests add, so that it shrinks however slow the machine is.
-    quick = replace(SETTINGS, backlog_per_s_beside_requests=1e9)
+    quick = replace(SETTINGS, beside_requests=PaceSettings(floor_per_s=1.0, ceiling_per_s=1e6, first_per_s=1e6))
     async with requests(journal), serving(service) as target, sending(journal, target, quick):
         await until(lambda: len(service.batches) >= 8)
         beside = [len(batch.events) for batch in service.batches[:4]]
@@ -212,8 +215,27 @@ async def test_a_router_without_requests_sends_its_backlog_in_large_batches(tmp_
 
 async def test_a_backlog_that_would_grow_beside_requests_is_sent_as_fast_as_it_goes(journal: SqliteJournal) -> None:
     await asyncio.gather(*(journal.settled(settled_attempt(new_id())) for _ in range(500)))
-    service = FakeUsageService()
-    # One event a second: beside requests it would never end.
-    slow = replace(SETTINGS, backlog_per_s_beside_requests=1.0, batch_size_beside_requests=1)
+    service = SlowUsageService()
+    # One event to a batch, five batches a second: beside requests it would never end.
+    slow = replace(SETTINGS, batch_size_beside_requests=1)
     async with requests(journal), serving(service) as target, sending(journal, target, slow):
         await until(lambda: any(len(batch.events) == SETTINGS.batch_size for batch in service.batches))
+
+
+class SlowUsageService(FakeUsageService):
+    async def RecordUsage(
+        self, request: usage_service_pb2.RecordUsageRequest, context: Any
+    ) -> usage_service_pb2.RecordUsageResponse:
+        await asyncio.sleep(0.2)
+        return await super().RecordUsage(request, context)
+
+
+async def test_a_sender_that_is_asked_to_stop_gives_way_to_nobody(journal: SqliteJournal) -> None:
+    await asyncio.gather(*(journal.settled(settled_attempt(new_id())) for _ in range(300)))
+    service = FakeUsageService()
+    slow = replace(SETTINGS, beside_requests=PaceSettings(floor_per_s=1.0, ceiling_per_s=1.0))
+    # The requests that were a moment ago still count as there.
+    async with serving(service) as target, sending(journal, target, slow):
+        await until(lambda: len(service.batches) >= 1)
+
+    assert journal.waiting == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,9 @@ import uuid_utils.compat
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.orphans import OrphanDrain, orphaned
+from router_service.usage.pacing import PaceSettings
+from router_service.usage.right_of_way import RightOfWay
+from router_service.usage.sender import SenderSettings
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 from tests.support.fake_usage_service import FakeUsageService, serving
 
@@ -56,6 +60,25 @@ async def test_u1_u2_everything_that_a_worker_left_behind_reaches_the_ledger_onc
     assert {batch.router_id for batch in service.batches} == {"name-1"}
     (state,) = service.journal_states
     assert (state.epoch, state.last_sequence, state.waiting_count) == ("epoch-1", 3, 0)
+
+
+async def test_an_orphans_backlog_gives_way_to_this_processs_requests_and_goes_all_the_same(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path / "worker-1")
+    await asyncio.gather(*(journal.settled(settled_attempt(new_id())) for _ in range(1_200)))
+    await journal.close()
+    service = FakeUsageService()
+    quick = PaceSettings(floor_per_s=1.0, ceiling_per_s=1e6, first_per_s=1e6)
+    way = RightOfWay(lambda: 0.0, journal_metrics(), settings=quick)  # there is a request all the time
+    async with serving(service) as target, usage_channel(target) as channel:
+        orphans = OrphanDrain(
+            tmp_path, channel, workers=1, max_bytes=1 << 30, new_name=lambda: "name-1", right_of_way=way
+        )
+        carried = await orphans.run()
+    await way.close()
+
+    beside = SenderSettings().batch_size_beside_requests
+    assert carried == 1_200
+    assert [len(batch.events) for batch in service.batches[:3]] == [beside] * 3
 
 
 async def test_while_the_ledger_is_away_nothing_is_lost_and_the_next_pass_tries_again(tmp_path: Path) -> None:
