@@ -32,7 +32,11 @@ run: $(VENV)/.runtime ## start Postgres, usage_service and router_service; serve
 	@exec $(BIN)/python -m service_runtime.launcher usage_service router_service
 
 .PHONY: test
-test: check unit integration e2e chaos-short bench-smoke ## everything that CI runs
+test: $(VENV)/.dev ## everything that CI runs
+# Two at a time: half of the time each of these waits for a database, a process or a clock.
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check unit
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target integration e2e
+	@$(MAKE) --no-print-directory coverage chaos-short bench-smoke
 
 .PHONY: test-all
 test-all: ## run the suite on each supported Python that is installed
@@ -82,9 +86,12 @@ integration: $(VENV)/.dev ## against a real Postgres and real sockets, in one pr
 	$(BIN)/coverage run --data-file=.coverage.integration -m pytest tests/integration
 
 .PHONY: e2e
-e2e: $(VENV)/.dev ## real processes, then the coverage of all runs together
+e2e: $(VENV)/.dev ## real processes
 	@rm -f .coverage.e2e*
 	$(BIN)/coverage run --data-file=.coverage.e2e -m pytest tests/e2e
+
+.PHONY: coverage
+coverage: $(VENV)/.dev ## of all the runs before, together
 	@$(BIN)/coverage combine --quiet --keep .coverage.*
 	@$(BIN)/coverage report
 

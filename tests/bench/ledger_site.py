@@ -20,8 +20,8 @@ import grpc.aio
 from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.migrations import migrate
 from tests.bench.processes import BenchFailed, Tree
+from tests.support.ports import free_ports
 from tests.support.postgres import LEDGER_MIGRATIONS, dsn_of
-from tests.support.stack import free_port
 from turnpike.usage.v1 import usage_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ async def gather(tasks: Iterator[Awaitable[None]]) -> None:
 @asynccontextmanager
 async def running_service(dsn: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[LedgerService]:
     """usage_service on a database, as a process of its own with the default settings and those given."""
-    port = free_port()
+    port = free_ports()
     with tempfile.TemporaryDirectory(prefix="turnpike-bench-") as directory:
         log_path = Path(directory) / "log"
         foreign = ("TURNPIKE_", "ROUTER_", "USAGE_")

@@ -32,7 +32,7 @@ import uvloop
 from service_runtime.ids import uuid7
 from tests.bench.processes import BenchFailed, Helper, Tree
 from tests.chaos.processes import Program
-from tests.support.stack import free_port
+from tests.support.ports import free_ports
 from turnpike.router.v1 import completion_pb2, router_service_pb2
 from turnpike_client import UsageClient
 
@@ -164,7 +164,7 @@ async def running_site(directory: Path) -> AsyncIterator[Site]:
         try:
             await _begin(postgres)
             dsn = (directory / "postgres" / "dsn").read_text()
-            usage_port, router_port = free_port(), free_port()
+            usage_port, router_port = free_ports(), free_ports()
             common = {"TURNPIKE_DATABASE_URL": dsn, "USAGE_PORT": str(usage_port)}
             usage = Program(
                 "usage",

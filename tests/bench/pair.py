@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.bench.processes import BenchFailed, Helper, Tree
-from tests.bench.site import Site, free_ports
+from tests.bench.site import Site
+from tests.support.ports import free_ports
 from tests.support.stack import Stack
 
 WORKERS: Final = 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from urllib.request import urlopen
 import grpc
 
 from tests.bench.processes import BenchFailed, Helper, Tree, child_running
-from tests.support.stack import Stack, free_port
+from tests.support.stack import Stack
 from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 
 _TENANTS = 4  # one alone may not have as many completions running as the bench wants
@@ -101,19 +100,6 @@ def running_site(settings: Mapping[str, str] | None = None) -> Iterator[Site]:
             usage_process=Tree(child_running(stack.process.pid, "usage_service")),
             load=load,
         )
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` ports in a row that were free a moment ago."""
-    while True:
-        first = free_port()
-        with ExitStack() as ends:
-            try:
-                for port in range(first, first + count):
-                    ends.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
-                continue
-            return first
 
 
 def _create_tenants(router: str) -> Sequence[str]:

@@ -18,8 +18,8 @@ from tests.chaos import plan
 from tests.chaos.disk import Disk, small_disk
 from tests.chaos.postgres import socket_of
 from tests.chaos.processes import ChaosFailed, Program
+from tests.support.ports import free_ports
 from tests.support.provider_server import ProviderProcess
-from tests.support.stack import free_port
 from turnpike_client import InferenceConfig, RouterClient, TurnpikeError, Unavailable, UsageClient
 
 _METRICS_OFFSET = 1000
@@ -77,7 +77,7 @@ class Site:
     sabotage: str = ""
     programs: dict[str, Program] = field(default_factory=dict)
     router_ports: dict[str, int] = field(default_factory=dict)
-    usage_port: int = field(default_factory=free_port)
+    usage_port: int = field(default_factory=free_ports)
     tenants: list[str] = field(default_factory=list)
     client_number: int = 0
     _provider: ProviderProcess | None = None
@@ -201,7 +201,7 @@ class Site:
         self.programs["usage"] = Program("usage", "usage_service", directory=self.directory, environment=environment)
 
     def _add_router(self, name: str, usage_link: str) -> None:
-        port = free_port()
+        port = free_ports()
         links = {
             f"ROUTER_{link.upper()}_BASE_URL": f"http://127.0.0.1:{self.proxy.ports[link]}/v1"
             for link in plan.PROVIDER_LINKS

@@ -21,9 +21,10 @@ import grpc
 import pytest
 
 from service_runtime.embedded_postgres import EmbeddedPostgres
+from tests.support.ports import free_ports
 from tests.support.postgres import dsn_of
 from tests.support.provider_server import ProviderProcess
-from tests.support.stack import Stack, free_port
+from tests.support.stack import Stack
 from turnpike.router.v1 import (
     completion_pb2,
     router_service_pb2,
@@ -34,6 +35,7 @@ from turnpike.router.v1 import (
 
 TENANT = str(uuid.uuid4())
 NAME = "pair"
+WORKERS = 2
 MOST_CONNECTIONS = 64  # that all of them reach the same of two workers has a chance of 2 to the -63
 ALONE = [("grpc.use_local_subchannel_pool", 1)]  # a connection for each channel
 
@@ -82,7 +84,7 @@ class Site:
 
     def __init__(self, dsn: str, provider: ProviderProcess, directory: Path) -> None:
         self.dsn = dsn
-        self.worker_ports_from = free_port()
+        self.worker_ports_from = free_ports(WORKERS)
         common = {
             "TURNPIKE_DATABASE_URL": dsn,
             "ROUTER_LOCAL_BASE_URL": provider.base_url,
@@ -91,7 +93,7 @@ class Site:
         }
         self.usage = Service("usage_service", Stack(directory / "usage", common))
         shared = common | {"USAGE_PORT": str(self.usage.stack.usage_port)}
-        self.router = Service("router_service", Stack(directory / "router", shared))
+        self.router = Service("router_service", Stack(directory / "router", shared, router_port=free_ports(WORKERS)))
 
     def worker(self, number: int) -> str:
         return f"127.0.0.1:{self.worker_ports_from + number}"
@@ -132,7 +134,7 @@ def site(postgres_server: EmbeddedPostgres, tmp_path: Path) -> Iterator[Site]:
         site = Site(dsn, provider, tmp_path)
         try:
             site.usage.start()
-            site.router.start("--workers", "2", ready=2)
+            site.router.start("--workers", str(WORKERS), ready=WORKERS)
             yield site
         finally:
             site.router.kill()

@@ -17,7 +17,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.stack import Stack, free_port
+from tests.support.ports import free_ports
+from tests.support.stack import Stack
 from turnpike.router.v1 import completion_pb2, router_service_pb2, router_service_pb2_grpc
 from turnpike.usage.v1 import token_usage_pb2, usage_service_pb2, usage_service_pb2_grpc
 
@@ -31,7 +32,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = Path(tmp_path_factory.mktemp("llama"))
     model = directory / "tiny.gguf"
     subprocess.run([python, str(Path(__file__).with_name("tiny_model.py")), str(model)], check=True)
-    port = free_port()
+    port = free_ports()
     with (directory / "server.log").open("wb") as log:
         server = subprocess.Popen(
             [python, "-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port)],

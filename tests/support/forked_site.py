@@ -20,9 +20,9 @@ from router_service.usage.journal import SqliteJournal
 from tests.support.attempts import TENANT as SEEDED_TENANT
 from tests.support.attempts import journal_metrics, settled_attempt
 from tests.support.forked import Forked, Nursery
+from tests.support.ports import free_ports
 from tests.support.postgres import run_apart
 from tests.support.provider_server import ProviderProcess
-from tests.support.stack import free_port
 from turnpike.router.v1 import completion_pb2, router_service_pb2, router_service_pb2_grpc
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Site:
     dsn: str
     provider: ProviderProcess
     directory: Path
-    usage_port: int = field(default_factory=free_port)
+    usage_port: int = field(default_factory=free_ports)
     usage: Forked | None = None
 
     def start_usage(self, faults: str = "") -> Forked:
@@ -112,7 +112,7 @@ class RouterUnderTest:
         self.directory = directory
         self.name = f"router-{uuid.uuid4()}"
         self.tenant_id = str(uuid.uuid4())
-        self.port = free_port()
+        self.port = free_ports()
         self.history = History()
         self.process: Forked | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,10 @@ FAST_SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "32MB",
     "autovacuum": "off",
+    "max_wal_size": "128MB",  # with the databases, of which each test drops its own, this is all that it takes
 }
+RAM_DISK = Path("/dev/shm")
+ROOM_BYTES = 1 << 30
 
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -53,10 +57,17 @@ def run_apart(coroutine: Coroutine[Any, Any, T]) -> T:
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A running server with nothing in it, shared by all tests of the run. Tests that kill servers start their own."""
     with (
-        tempfile.TemporaryDirectory(prefix="turnpike-test-") as directory,
+        tempfile.TemporaryDirectory(prefix="turnpike-test-", dir=_fast_disk()) as directory,
         EmbeddedPostgres(Path(directory), settings=FAST_SETTINGS) as server,
     ):
         yield server
+
+
+def _fast_disk() -> Path | None:
+    """Memory, where there is enough: a copy of a database, some 300 files, takes 20 ms there and 350 on a disk."""
+    if RAM_DISK.is_dir() and os.access(RAM_DISK, os.W_OK) and shutil.disk_usage(RAM_DISK).free >= ROOM_BYTES:
+        return RAM_DISK
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,20 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-
-def free_port() -> int:
-    """A port that was free a moment ago, with its metrics port 1000 above it free too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if port > 64_000:
-                continue
-            try:
-                second.bind(("127.0.0.1", port + 1000))
-            except OSError:
-                continue
-            return port
+from tests.support.ports import free_ports
 
 
 @dataclass
@@ -35,8 +21,8 @@ class Stack:
 
     data_dir: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    router_port: int = field(default_factory=free_port)
-    usage_port: int = field(default_factory=free_port)
+    router_port: int = field(default_factory=free_ports)
+    usage_port: int = field(default_factory=free_ports)
     process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support.stack import free_port
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,7 +69,7 @@ class World:
         self.notes = directory / "notes"
         self.notes.touch()
         self.output = directory / "output"
-        self.port, self.worker_ports_from = free_ports()
+        self.port, self.worker_ports_from = free_ports(2), free_ports(2)
         self.process: subprocess.Popen[bytes] | None = None
         (directory / "echo_service.py").write_text(SERVICE)
         self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -114,19 +113,6 @@ class World:
         for worker, pid in re.findall(r"^(\d+) started (\d+)", self.notes.read_text(), re.MULTILINE):
             pids.setdefault(int(worker), []).append(int(pid))
         return pids
-
-
-def free_ports() -> tuple[int, int]:
-    """Two ports; free a moment ago, with those that two workers take 1000 above the first and from the second on."""
-    while True:
-        port = free_port()
-        with ExitStack() as held:
-            try:
-                for each in (port, port + 1000, port + 1001, port + 500, port + 501):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", each))
-            except OSError:
-                continue
-            return port, port + 500
 
 
 @pytest.fixture
