@@ -264,7 +264,8 @@ class GroupCommit:
         self._pages_since_rotation = 0
         crash_point(CrashPoint.JOURNAL_BEFORE_ROTATION)
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            with self._metrics.rotation_seconds.time():
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:  # the records are safe in the log; the next rotation takes them over
             self._metrics.failed_writes.inc()
             _log.error("journal.rotation_failed", error=str(error)[:_MAX_ERROR])
@@ -276,6 +277,7 @@ class GroupCommit:
             return
         if self._connection.in_transaction:  # an earlier roll-back failed as well
             self._connection.execute("ROLLBACK")
+        began_s = time.perf_counter()
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for work in group:
@@ -287,6 +289,7 @@ class GroupCommit:
             raise
         self._pages_since_rotation += _PAGES_PER_COMMIT + len(group) // _RECORDS_PER_PAGE
         self._metrics.commits.inc()
+        self._metrics.commit_seconds.observe(time.perf_counter() - began_s)
         self._metrics.group_size.observe(len(group))
 
     def _transact_without_sync(self, group: list[_Work]) -> None:

@@ -6,6 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service_runtime.metrics import Children
 
+_DISK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+
 
 class UsageMetrics:
     """Metrics of one router process. Labels are closed sets, never a tenant."""
@@ -24,6 +26,18 @@ class UsageMetrics:
             "turnpike_router_journal_group_size",
             "Records per commit.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "turnpike_router_journal_commit_seconds",
+            "How long commits took, the disk's sync included.",
+            buckets=_DISK_SECONDS,
+            registry=registry,
+        )
+        self.rotation_seconds = Histogram(
+            "turnpike_router_journal_rotation_seconds",
+            "How long it took to move SQLite's log into the main file; records wait meanwhile.",
+            buckets=_DISK_SECONDS,
             registry=registry,
         )
         self.waiting = Gauge(

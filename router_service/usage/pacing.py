@@ -29,6 +29,7 @@ class PaceSettings:
     ceiling_per_s: float = 20_000.0
     first_per_s: float = 2_000.0
     tolerated_strain: float = 1.25  # of the mean; a p99 twice as long comes with a mean that is a third longer
+    crowded_s: float = 0.02  # the event loop's lateness, in the mean, above which there is no room for a backlog at all
     looks_every_s: float = 1.0
     cut: float = 0.7
     growth: float = 1.2
@@ -69,6 +70,11 @@ class Waits:
         return Waits(self.count * kept, self.total_s * kept, self.calm_count * kept, self.calm_total_s * kept)
 
     @property
+    def mean_s(self) -> float:
+        """How long a wait is; 0 when none is known."""
+        return self.total_s / self.count if self.count else 0.0
+
+    @property
     def strain(self) -> float | None:
         """How many times as long waits are as between batches; None while too little is known."""
         if self.count - self.calm_count < _LEAST_SAMPLES or self.calm_count < _LEAST_SAMPLES:
@@ -83,9 +89,15 @@ class Pace:
     per_s: float
     strain: float | None = None
 
-    def judged(self, settings: PaceSettings, strain: float | None, *, sent_per_s: float) -> Pace:
-        """The next one. `sent_per_s` is what really went: what is not used is not raised."""
-        if strain is not None and strain > settings.tolerated_strain:
+    def judged(self, settings: PaceSettings, loop: Waits, journal: Waits, *, sent_per_s: float) -> Pace:
+        """The next one. `sent_per_s` is what really went: what is not used is not raised.
+
+        Where the loop is crowded, what a batch holds up is still waiting when the next one comes, so that the times
+        between them are no better and strain tells nothing.
+        """
+        strain = strain_of(loop, journal)
+        is_too_much = strain is not None and strain > settings.tolerated_strain
+        if is_too_much or loop.mean_s > settings.crowded_s:
             return Pace(max(settings.floor_per_s, self.per_s * settings.cut), strain)
         if sent_per_s < self.per_s / 2:
             return replace(self, strain=strain)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from router_service.usage import pacing
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.metrics import UsageMetrics
-from router_service.usage.pacing import PaceSettings, Waits, batch_size, first_pace, strain_of
+from router_service.usage.pacing import PaceSettings, Waits, batch_size, first_pace
 
 _REQUESTS_WITHIN_S = 0.5  # since when there are said to be requests
 _TICK_S = 0.01
@@ -146,11 +146,12 @@ class RightOfWay:
         passed_s = self._now_s() - self._looked_at_s
         if passed_s < self._settings.looks_every_s:
             return
-        strain = strain_of(self._loop_waits, self._journal_waits)
-        self.pace = self.pace.judged(self._settings, strain, sent_per_s=self._sent_since / passed_s)
+        self.pace = self.pace.judged(
+            self._settings, self._loop_waits, self._journal_waits, sent_per_s=self._sent_since / passed_s
+        )
         self._looked_at_s, self._sent_since = self._now_s(), 0
         self._loop_waits = self._loop_waits.faded(passed_s)
         self._journal_waits = self._journal_waits.faded(passed_s)
         self._metrics.backlog_pace.set(self.pace.per_s)
-        if strain is not None:
-            self._metrics.backlog_strain.set(strain)
+        if self.pace.strain is not None:
+            self._metrics.backlog_strain.set(self.pace.strain)

@@ -20,17 +20,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
+from prometheus_client import Histogram
 
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import SqliteJournal
+from router_service.usage.metrics import UsageMetrics
 from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
+from tests.bench.journal_timeline import Span, Timeline, watching
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 from tests.support.fake_usage_service import FakeUsageService, serving
 
 _ROUND_S = 4.0
 _COMMIT_BYTES = 5 * 4096  # what SQLite's log grows by for one record
 _SYNCS_AT_ONCE = 150
+_SLOWEST = 8
 
 
 class _Counting(FakeUsageService):
@@ -42,8 +46,10 @@ class _Counting(FakeUsageService):
         return response
 
 
-def _open(directory: Path) -> SqliteJournal:
-    return SqliteJournal.open(directory, max_bytes=8 << 30, metrics=journal_metrics(), new_epoch=lambda: str(uuid7()))
+def _open(directory: Path, metrics: UsageMetrics | None = None) -> SqliteJournal:
+    return SqliteJournal.open(
+        directory, max_bytes=8 << 30, metrics=metrics or journal_metrics(), new_epoch=lambda: str(uuid7())
+    )
 
 
 async def _attempts(journal: SqliteJournal, count: int, at_once: int) -> tuple[float, list[float]]:
@@ -74,17 +80,36 @@ def _ms(waits: Sequence[float]) -> str:
 
 async def _cost(directory: Path) -> None:
     for at_once, count in ((1, 1_000), (32, 16_000)):
-        journal = _open(directory / f"cost-{at_once}")
+        metrics = journal_metrics()
+        journal = _open(directory / f"cost-{at_once}", metrics)
         syncs = _bare_syncs(directory)
         began_cpu_s = time.process_time()
         seconds, waits = await _attempts(journal, count, at_once)
         cpu_us = (time.process_time() - began_cpu_s) / count * 1e6
         syncs += _bare_syncs(directory)
         print(
-            f"{at_once:>3} at a time: {count / seconds:,.0f} attempts/s, both records synced; opened {_ms(waits)}; "
-            f"CPU {cpu_us:.0f} us an attempt\n     a bare sync just before and after: {_ms(syncs)}"
+            f"{at_once:>3} at a time: {count / seconds:,.0f} attempts/s, that is {2 * count / seconds:,.0f} records/s, "
+            f"all synced; opened {_ms(waits)}; CPU {cpu_us:.0f} us an attempt\n     {_commits(metrics, seconds)}\n"
+            f"     a bare sync just before and after: {_ms(syncs)}"
         )
         await journal.close()
+
+
+def _commits(metrics: UsageMetrics, seconds: float) -> str:
+    """How many records shared a sync, and how much of the time the thread spent on commits and rotations."""
+    count, in_commits_s = _count_and_sum(metrics.commit_seconds)
+    rotations, in_rotations_s = _count_and_sum(metrics.rotation_seconds)
+    _, records = _count_and_sum(metrics.group_size)
+    return (
+        f"{records / count:.1f} records a commit, {in_commits_s / count * 1000:.2f} ms each, "
+        f"{in_commits_s / seconds:.0%} of the time; {rotations:.0f} rotations, {in_rotations_s / seconds:.1%}"
+    )
+
+
+def _count_and_sum(histogram: Histogram) -> tuple[float, float]:
+    (family,) = histogram.collect()
+    values = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
+    return values["count"], values["sum"]
 
 
 def _bare_syncs(directory: Path) -> list[float]:
@@ -103,6 +128,14 @@ def _bare_syncs(directory: Path) -> list[float]:
 
 
 async def _backlog(directory: Path, count: int, target: str, rounds: int) -> None:
+    """See `_by_turns`; afterwards the slowest `opened` with what went on meanwhile."""
+    async with watching(directory) as timeline:
+        await _by_turns(directory, count, target, rounds, timeline)
+    for line in timeline.slowest(_SLOWEST):
+        print(f"  slow: {line}")
+
+
+async def _by_turns(directory: Path, count: int, target: str, rounds: int, timeline: Timeline) -> None:
     """Live attempts beside a backlog that drains, over live attempts alone: by turns, so that both have one machine."""
     journal = _open(directory / "backlog")
     await _settle(journal, count)
@@ -111,13 +144,13 @@ async def _backlog(directory: Path, count: int, target: str, rounds: int) -> Non
     sent, took_s = 0, 0.0
     async with usage_channel(target) as channel:
         while journal.waiting > 500:
-            alone.append(await _paced(journal, _ROUND_S) if len(alone) < rounds else [])
+            alone.append(await _paced(journal, _ROUND_S, timeline, "alone") if len(alone) < rounds else [])
             sender = UsageSender(journal, channel, router_id="bench", metrics=journal_metrics())
             before, began = journal.waiting, time.perf_counter()
             sender.start()
             beside.append([])
             while journal.waiting > 500 and (len(beside) >= rounds or time.perf_counter() < began + _ROUND_S):
-                beside[-1] += await _paced(journal, 0.25)
+                beside[-1] += await _paced(journal, 0.25, timeline, "beside")
             sent, took_s = sent + before - journal.waiting, took_s + time.perf_counter() - began
             await sender.stop(0)
     await journal.close()
@@ -146,12 +179,14 @@ async def _settle(journal: SqliteJournal, count: int) -> None:
     await asyncio.gather(*(worker(count // 500) for _ in range(500)))
 
 
-async def _paced(journal: SqliteJournal, seconds: float) -> list[float]:
+async def _paced(journal: SqliteJournal, seconds: float, timeline: Timeline, what: str) -> list[float]:
     """One hundred attempts a second, for so long: what each waited for its `opened`."""
     waits: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
+        began = time.perf_counter()
         waits += (await _attempts(journal, 1, 1))[1]
+        timeline.opened.append(Span(began, began + waits[-1], what))
         await asyncio.sleep(0.01)
     return waits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import asyncpg
 import pytest
 
 from service_runtime.errors import Category, ServiceError
@@ -32,6 +33,21 @@ async def test_sequences_add_up_in_any_order_and_however_often_they_come(journal
     assert (first.router_id, first.epoch, first.report) == ("router-1", "epoch-1", None)
     assert first.answered == (SequenceRange(1, 3), SequenceRange(5, 6), SequenceRange(9, 9))
     assert second.answered == (SequenceRange(1, 1),)
+
+
+async def test_a_journal_with_many_gaps_is_kept_as_it_is_for_to_compress_it_would_take_longer_than_all_else(
+    journals: PostgresJournals, ledger_database: str
+) -> None:
+    await journals.answered("router-1", "epoch-1", ranges_of(range(1, 20_000, 2)))
+    await journals.answered("router-1", "epoch-1", ranges_of([2]))
+
+    (journal,) = await journals.load()
+    connection = await asyncpg.connect(ledger_database)
+    compression = await connection.fetchval("SELECT pg_column_compression(answered) FROM usage_journals")
+    await connection.close()
+
+    assert len(journal.answered) == 9_999
+    assert compression is None
 
 
 async def test_who_cannot_note_in_time_is_asked_to_come_again(ledger_database: str) -> None:

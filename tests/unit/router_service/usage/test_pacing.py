@@ -14,7 +14,7 @@ from router_service.usage.pacing import Pace, PaceSettings, Waits, batch_size, f
 SETTINGS = PaceSettings(floor_per_s=1_000.0, ceiling_per_s=20_000.0, first_per_s=2_000.0)
 
 waits_s = st.floats(0.0, 10.0)
-strains = st.none() | st.floats(0.02, 50.0)
+NOBODY = Waits()
 
 
 def felt(*, calm_s: float, busy_s: float, share: float = 0.5, samples: int = 200) -> Waits:
@@ -81,24 +81,41 @@ def test_of_several_strains_the_largest_counts_and_unknown_ones_do_not() -> None
 
 def test_a_pace_that_is_felt_too_much_is_cut_and_one_that_is_not_is_raised() -> None:
     pace = Pace(4_000.0)
+    hard, mild = felt(calm_s=0.004, busy_s=0.012), felt(calm_s=0.004, busy_s=0.005)
 
-    assert pace.judged(SETTINGS, 1.9, sent_per_s=4_000.0).per_s == pytest.approx(2_800.0)
-    assert pace.judged(SETTINGS, 1.1, sent_per_s=4_000.0).per_s == pytest.approx(4_800.0)
+    assert pace.judged(SETTINGS, hard, mild, sent_per_s=4_000.0).per_s == pytest.approx(2_800.0)
+    assert pace.judged(SETTINGS, mild, hard, sent_per_s=4_000.0).per_s == pytest.approx(2_800.0)
+    assert pace.judged(SETTINGS, mild, mild, sent_per_s=4_000.0).per_s == pytest.approx(4_800.0)
+
+
+def test_on_a_crowded_event_loop_there_is_no_room_for_a_backlog_though_batches_make_no_difference() -> None:
+    crowded = felt(calm_s=0.03, busy_s=0.03)
+
+    assert Pace(4_000.0).judged(SETTINGS, crowded, NOBODY, sent_per_s=4_000.0).per_s == pytest.approx(2_800.0)
+
+
+def test_a_slow_disk_alone_does_not_make_a_loop_crowded() -> None:
+    quick, slow = felt(calm_s=0.001, busy_s=0.001), felt(calm_s=0.04, busy_s=0.04)
+
+    assert Pace(4_000.0).judged(SETTINGS, quick, slow, sent_per_s=4_000.0).per_s == pytest.approx(4_800.0)
 
 
 def test_a_pace_that_is_not_used_is_not_raised() -> None:
-    assert Pace(4_000.0).judged(SETTINGS, 1.0, sent_per_s=1_500.0).per_s == 4_000.0
+    unfelt = felt(calm_s=0.004, busy_s=0.004)
+
+    assert Pace(4_000.0).judged(SETTINGS, unfelt, unfelt, sent_per_s=1_500.0).per_s == 4_000.0
 
 
 def test_a_pace_of_which_nothing_is_known_stays() -> None:
-    assert Pace(4_000.0).judged(SETTINGS, None, sent_per_s=4_000.0).per_s == 4_000.0
+    assert Pace(4_000.0).judged(SETTINGS, NOBODY, NOBODY, sent_per_s=4_000.0).per_s == 4_000.0
 
 
-@given(st.lists(st.tuples(strains, st.floats(0.0, 1e6))))
-def test_whatever_is_felt_the_pace_stays_between_floor_and_ceiling(looks: list[tuple[float | None, float]]) -> None:
+@given(st.lists(st.tuples(waits_s, waits_s, st.floats(0.0, 1e6))))
+def test_whatever_is_felt_the_pace_stays_between_floor_and_ceiling(looks: list[tuple[float, float, float]]) -> None:
     pace = first_pace(SETTINGS)
-    for strain, sent_per_s in looks:
-        pace = pace.judged(SETTINGS, strain, sent_per_s=sent_per_s)
+    for calm_s, busy_s, sent_per_s in looks:
+        loop = felt(calm_s=calm_s, busy_s=busy_s, samples=100)
+        pace = pace.judged(SETTINGS, loop, NOBODY, sent_per_s=sent_per_s)
 
         assert SETTINGS.floor_per_s <= pace.per_s <= SETTINGS.ceiling_per_s
 
@@ -171,7 +188,7 @@ class Machine:
                 waits = self._steadily(waits, next_s - ended_s, is_calm=True)
                 sent, now_s = sent + 128, next_s
             per_s = sent / (now_s - began_s)
-            pace = pace.judged(SETTINGS, waits.strain, sent_per_s=per_s)
+            pace = pace.judged(SETTINGS, waits, NOBODY, sent_per_s=per_s)
             seen.append((per_s, waits.strain))
             waits = waits.faded(now_s - began_s)
         return seen
