@@ -315,7 +315,11 @@ def _catalog(settings: RouterSettings) -> Mapping[str, ProviderSpec]:
 def _http(settings: RouterSettings) -> HttpSettings:
     texts = [text.strip() for text in settings.allowed_networks.split(",") if text.strip()]
     try:
-        return HttpSettings(allowed_networks=parse_networks(texts), ca_file=settings.ca_file or None)
+        return HttpSettings(
+            allowed_networks=parse_networks(texts),
+            ca_file=settings.ca_file or None,
+            read_window_s=settings.read_window_ms / 1e3,
+        )
     except ValueError as error:
         raise StartupError(f"ROUTER_ALLOWED_NETWORKS: {error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -10,6 +10,8 @@ from pydantic_settings import SettingsConfigDict
 from router_service.domain.catalog import ClockName
 from router_service.domain.scoring import TERM_NAMES
 from service_runtime.settings import ServiceSettings
+
+WINDOWS_IN_A_GAP: Final = 10  # a gap is judged by when its end was read, so a window must be little of it
 
 
 class RouterSettings(ServiceSettings):
@@ -61,6 +63,13 @@ class RouterSettings(ServiceSettings):
         description='JSON such as {"groq": {"first_content_s": 10}}: how long a provider may take, by provider; also'
         " connect_s, content_gap_s and total_s; what is left out stays as the catalogue has it",
     )
+    read_window_ms: float = Field(
+        40.0,
+        ge=0,
+        le=250,
+        description="once an answer flows, what arrives within so many milliseconds is read and handed on in one"
+        " piece; 0: each piece as it arrives",
+    )
     max_attempts: PositiveInt = Field(3, description="attempts per request, all candidates together")
     max_running_per_tenant: PositiveInt = Field(64, description="a tenant's requests at a time; more are refused")
     max_running_per_provider: PositiveInt = Field(256, description="requests at a provider at a time")
@@ -85,6 +94,19 @@ class RouterSettings(ServiceSettings):
     backlog_max_per_s: PositiveFloat = Field(
         20_000.0, description="and how many at most however little they feel it; without requests there is no bound"
     )
+
+    @model_validator(mode="after")
+    def _windows_far_below_the_clocks(self) -> Self:
+        window_s = self.read_window_ms / 1e3
+        for provider, clocks in self.provider_clocks.items():
+            gap_s = clocks.get("content_gap_s")
+            if gap_s is not None and gap_s < window_s * WINDOWS_IN_A_GAP:
+                raise ValueError(
+                    f"ROUTER_READ_WINDOW_MS of {self.read_window_ms:g} is over a tenth of the content_gap_s of"
+                    f" {gap_s:g} that ROUTER_PROVIDER_CLOCKS gives {provider}: lower it to"
+                    f" {gap_s / WINDOWS_IN_A_GAP * 1e3:g}, or raise the clock"
+                )
+        return self
 
     @field_validator("score_weights")
     @classmethod

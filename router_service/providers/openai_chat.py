@@ -71,6 +71,11 @@ class ChatDecoder:
         """Whether any content was handed out, reasoning and tool calls included."""
         return self._content.has_given
 
+    @property
+    def expects_content(self) -> bool:
+        """Whether more content may come: neither a finish reason nor an error nor the end was seen."""
+        return self._finish_reason is None and not self.is_over
+
     def feed(self, events: Iterable[SseEvent], *, may_be_cut: bool = False) -> list[ContentDelta]:
         """The content of `events`, joined as far as its order allows. Never raises.
 

@@ -22,8 +22,9 @@ from router_service.providers.error_mapping import error_from_response, sentence
 from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.openai_chat import ChatDecoder
 from router_service.providers.quota_headers import parse_quota
+from router_service.providers.read_window import BURST_BYTES
 from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
-from router_service.providers.transport import EgressRefused
+from router_service.providers.transport import EgressRefused, hold_reading
 from router_service.providers.vendor import Vendor
 from router_service.routing.ports import KeyVerdict
 
@@ -70,7 +71,10 @@ class OpenAiProvider:
             yield self._accepted(response)
             body = _body_of(response)
             async for data in arrivals:
-                for item in _items_of(decoder, body.feed(data)):
+                had_begun = decoder.has_content
+                items = _items_of(decoder, body.feed(data))
+                _gather(response, decoder, had_begun=had_begun, arrived=len(data))
+                for item in items:
                     yield item
                 if decoder.is_over:
                     break
@@ -219,6 +223,16 @@ class OpenAiProvider:
 def _items_of(decoder: ChatDecoder, events: list[SseEvent]) -> list[ProviderItem]:
     deltas = decoder.feed(events)
     return [*decoder.identity(), *deltas]
+
+
+def _gather(response: httpx.Response, decoder: ChatDecoder, *, had_begun: bool, arrived: int) -> None:
+    """Begin a read window, in a stream that trickles.
+
+    Not after the first content, because a short answer ends right behind it; not after the finish reason or after much
+    at once, because what is missing then is on its way.
+    """
+    if had_begun and decoder.expects_content and arrived < BURST_BYTES:
+        hold_reading(response)
 
 
 class _BodyUnusable(Exception):

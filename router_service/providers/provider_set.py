@@ -15,6 +15,7 @@ from router_service.providers.llm7 import LLM7
 from router_service.providers.local import LOCAL
 from router_service.providers.openai_provider import OpenAiProvider
 from router_service.providers.openrouter import OPENROUTER
+from router_service.providers.read_window import ReadWindows
 from router_service.providers.sandbox import SandboxProvider
 from router_service.providers.transport import AiohttpTransport, ConnectionLimits
 from router_service.providers.vendor import Vendor
@@ -35,6 +36,7 @@ class HttpSettings:
     allowed_networks: tuple[Network, ...] = ()
     ca_file: str | None = None
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+    read_window_s: float = 0.0
     sandbox_token_delay_s: float = 0.02
 
 
@@ -71,12 +73,15 @@ def build_providers(catalog: Mapping[str, ProviderSpec], settings: HttpSettings 
     if settings.ca_file is not None:
         tls.load_verify_locations(settings.ca_file)
     threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="resolver")
+    windows = ReadWindows(settings.read_window_s)
     providers: dict[str, OpenAiProvider | SandboxProvider] = {}
     for name, spec in catalog.items():
         if spec.is_sandbox:
             providers[name] = SandboxProvider(token_delay_s=settings.sandbox_token_delay_s)
             continue
         policy = EgressPolicy(settings.allowed_networks, private_allowed=name == "local")
-        transport = AiohttpTransport(spec.base_url, policy, resolver_threads=threads, tls=tls, limits=settings.limits)
+        transport = AiohttpTransport(
+            spec.base_url, policy, resolver_threads=threads, tls=tls, limits=settings.limits, windows=windows
+        )
         providers[name] = OpenAiProvider(transport, VENDORS.get(name, Vendor()))
     return ProviderSet(providers, threads)

@@ -24,6 +24,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from router_service.providers.egress import EgressPolicy
+from router_service.providers.read_window import HoldableSocket, ReadWindows
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "connection", "transfer-encoding"})  # aiohttp writes these
 _AUTOMATIC_HEADERS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -65,12 +66,14 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         resolver_threads: Executor,
         tls: ssl.SSLContext | None = None,
         limits: ConnectionLimits | None = None,
+        windows: ReadWindows | None = None,
     ) -> None:
         self._origin = _origin(httpx.URL(base_url))
         self._policy = policy
         self._resolver_threads = resolver_threads
         self._tls = tls
         self._limits = limits or ConnectionLimits()
+        self._windows = windows or ReadWindows(0)
         self._session: aiohttp.ClientSession | None = None
         self._last_url = ("", URL())  # the last address that was checked, ready for aiohttp
         self._is_closed = False
@@ -96,7 +99,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _fault_before_headers(error, request) from error
-        stream: httpx.AsyncByteStream = _ArrivalStream(answer, request)
+        stream: httpx.AsyncByteStream = _ArrivalStream(answer, request, self._windows)
         encoding = answer.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in {"", "identity"}:
             await stream.aclose()
@@ -187,9 +190,11 @@ class _CheckedResolver(AbstractResolver):
 class _ArrivalStream(httpx.AsyncByteStream):
     """A response's body. Each step yields everything that has arrived; closing before the end drops the connection."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, windows: ReadWindows) -> None:
         self._answer = answer
         self._request = request
+        self._windows = windows
+        self._socket: HoldableSocket | None = None  # while it may be held
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -199,12 +204,34 @@ class _ArrivalStream(httpx.AsyncByteStream):
             data = await self._answer.content.readany()
         except (aiohttp.ClientError, OSError) as error:
             raise _fault_in_body(error, self._request) from error
+        if self._socket is not None:
+            self._let_go(self._socket)
         if not data:
             raise StopAsyncIteration
         return data
 
+    def hold(self) -> None:
+        """See `hold_reading`."""
+        connection = self._answer.connection  # None after the end of the body: it may be another request's by now
+        if connection is not None and connection.transport is not None:
+            self._socket = connection.transport.get_extra_info("socket")
+            if self._socket is not None:
+                self._windows.hold(self._socket)
+
     async def aclose(self) -> None:
+        if self._socket is not None:
+            self._let_go(self._socket)
         self._answer.close()  # after the end of the body the connection is back in the pool, and this does nothing
+
+    def _let_go(self, sock: HoldableSocket) -> None:
+        self._windows.let_go(sock)
+        self._socket = None
+
+
+def hold_reading(response: httpx.Response) -> None:
+    """Let what arrives from now on gather until the window is over; one step of the stream then yields all of it."""
+    if isinstance(response.stream, _ArrivalStream):
+        response.stream.hold()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:

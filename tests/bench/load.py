@@ -92,17 +92,21 @@ async def closed_loop(call: _Call, *, count: int, in_flight: int) -> Mapping[str
 
 
 async def open_loop(call: _Call, *, count: int, rate_per_s: float) -> Mapping[str, Any]:
-    """`count` calls, `rate_per_s` of them begun each second: milliseconds from the intended start to first content."""
+    """`count` calls, `rate_per_s` of them begun each second: milliseconds from the intended start to the first content,
+    and to the end.
+    """
     loop_started_s = time.monotonic() + 0.05
 
-    async def one(number: int) -> float:
+    async def one(number: int) -> tuple[float, float]:
         intended_s = loop_started_s + number / rate_per_s
         await asyncio.sleep(max(0.0, intended_s - time.monotonic()))
-        return (await call(number) - intended_s) * 1_000
+        first_s = await call(number)
+        return (first_s - intended_s) * 1_000, (time.monotonic() - intended_s) * 1_000
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(number)) for number in range(count)]
-    return {"count": count, "first_content_ms": sorted(task.result() for task in tasks)}
+    first_content_ms, whole_ms = zip(*(task.result() for task in tasks), strict=True)
+    return {"count": count, "first_content_ms": sorted(first_content_ms), "whole_ms": sorted(whole_ms)}
 
 
 async def ingest(channel: grpc.aio.Channel, *, batches: int, events: int, in_flight: int) -> Mapping[str, Any]:

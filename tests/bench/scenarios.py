@@ -113,6 +113,11 @@ _FIGURES: Final[Mapping[str, tuple[str, str, Target | None]]] = {
     "naive added first token p50": ("ms", f"{_PACED_STREAM}; {_ADDED}", None),
     "naive added first token p99": ("ms", f"{_PACED_STREAM}; {_ADDED}", None),
     "direct first token p50": ("ms", f"{_PACED_STREAM}; the baseline, without any proxy", None),
+    "router added whole stream p50": ("ms", f"to the last message; {_PACED_STREAM}; {_ADDED}", None),
+    "router added whole stream p99": ("ms", f"to the last message; {_PACED_STREAM}; {_ADDED}", None),
+    "naive added whole stream p50": ("ms", f"to the last message; {_PACED_STREAM}; {_ADDED}", None),
+    "naive added whole stream p99": ("ms", f"to the last message; {_PACED_STREAM}; {_ADDED}", None),
+    "direct whole stream p50": ("ms", f"to the last byte; {_PACED_STREAM}; the baseline, without any proxy", None),
     "router streams at saturation": (
         "streams/s",
         f"{_STREAM} in one write; {_SATURATION_IN_FLIGHT} in flight, one worker; {_SHARED}",
@@ -172,7 +177,7 @@ class Bench:
             # Who begins changes from round to round.
             order = (ROUTER, NAIVE) if number % 2 == 0 else (NAIVE, ROUTER)
             self._cpu(order)
-            self._first_token((DIRECT, *order))
+            self._latency((DIRECT, *order))
             self._saturation()
             self._workers(number)
             self._ingest()
@@ -222,17 +227,19 @@ class Bench:
         time.sleep(self.plan.settle_s)
         return (process.cpu_s() - before_s) / count * 1e3, answer["messages"] / count
 
-    def _first_token(self, order: Sequence[str]) -> None:
-        found = {name: self._first_content_ms(name) for name in order}
-        self._add("direct first token p50", percentile(found[DIRECT], 0.5))
+    def _latency(self, order: Sequence[str]) -> None:
+        found = {name: self._open_loop(name) for name in order}
+        self._add("direct first token p50", percentile(found[DIRECT]["first_content_ms"], 0.5))
+        self._add("direct whole stream p50", percentile(found[DIRECT]["whole_ms"], 0.5))
         for name in (ROUTER, NAIVE):
             for label, fraction in (("p50", 0.5), ("p99", 0.99)):
-                added_ms = percentile(found[name], fraction) - percentile(found[DIRECT], fraction)
-                self._add(f"{name} added first token {label}", added_ms)
+                for what, times in (("first token", "first_content_ms"), ("whole stream", "whole_ms")):
+                    added_ms = percentile(found[name][times], fraction) - percentile(found[DIRECT][times], fraction)
+                    self._add(f"{name} added {what} {label}", added_ms)
 
-    def _first_content_ms(self, name: str) -> Sequence[float]:
+    def _open_loop(self, name: str) -> Mapping[str, Sequence[float]]:
         method = "direct" if name == DIRECT else "stream"
-        answer = self.site.run(
+        return self.site.run(
             "open",
             self._target(name),
             within_s=_LOAD_TIMEOUT_S,
@@ -242,8 +249,6 @@ class Bench:
             count=self.plan.open_loop,
             rate_per_s=_RATE_PER_S,
         )
-        values: list[float] = answer["first_content_ms"]
-        return values
 
     def _saturation(self) -> None:
         count = self.plan.saturation

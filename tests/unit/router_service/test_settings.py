@@ -54,6 +54,28 @@ def test_clocks_of_providers_are_read_as_json_and_nonsense_is_refused(
         RouterSettings()
 
 
+def test_a_read_window_that_is_not_far_below_a_clock_is_refused_with_what_would_do(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("ROUTER_PROVIDER_CLOCKS", '{"groq": {"content_gap_s": 0.5}}')
+    by_default = RouterSettings()
+    environment.setenv("ROUTER_READ_WINDOW_MS", "51")
+
+    assert by_default.read_window_ms * 10 <= 500
+    with pytest.raises(
+        ValidationError, match=r"content_gap_s of 0\.5 that ROUTER_PROVIDER_CLOCKS gives groq: lower it to 50"
+    ):
+        RouterSettings()
+
+
+@pytest.mark.parametrize("wrong", ["-1", "251", "nan", "inf"])
+def test_a_read_window_is_a_quarter_of_a_second_at_most(environment: pytest.MonkeyPatch, wrong: str) -> None:
+    environment.setenv("ROUTER_READ_WINDOW_MS", wrong)
+
+    with pytest.raises(ValidationError, match="read_window_ms"):
+        RouterSettings()
+
+
 def test_keys_never_show_in_the_settings(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("GROQ_API_KEY", "gsk_canary_0123456789")
 

@@ -493,7 +493,9 @@ Global___RouteChosen: _TypeAlias = RouteChosen  # noqa: Y015
 
 @_typing.final
 class ContentDelta(_message.Message):
-    """Content that arrived together. Reasoning comes before text, and text before tool calls."""
+    """Content that arrived together, or shortly after each other: how a provider cuts its answer is not kept. Reasoning comes
+    before text, and text before tool calls.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
