@@ -8,7 +8,8 @@
 -- A month of one tenant is thousands of rows with 20 sums each, so two things count here that elsewhere would not:
 -- * The bounds are parameters, so the planner takes the buckets for a handful and sorts them, text by text, instead of
 --   hashing them, which takes a fifth less time. A group by a type that has no order, xid, leaves it no choice.
--- * numeric_send hands a histogram over as its digits, which are its counts: see packed_histogram.py.
+-- * numeric_send hands a histogram over as its digits, which are its counts: see packed_histogram.py. They tell how
+--   many durations there were, too; nothing is added up that follows from other sums.
 
 -- name: buckets_of_tile
 -- The buckets of one tile. The braces stand for its grain and bounds, and for the filters.
@@ -32,7 +33,7 @@ CROSS JOIN LATERAL (
 WITH entry AS (
     SELECT {provider} AS provider,
            {model_name} AS model_name,
-           coalesce(sum(attempts) FILTER (WHERE NOT absorbed), 0)::bigint AS requests,
+           (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
            sum(attempts)::bigint AS attempts,
            coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
            coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
@@ -44,14 +45,12 @@ WITH entry AS (
            sum(cached_read_tokens)::bigint AS cached_read_tokens,
            sum(cached_write_tokens)::bigint AS cached_write_tokens,
            sum(reasoning_tokens)::bigint AS reasoning_tokens,
-           coalesce(sum(cost_usd) FILTER (WHERE usage_source <> 'estimated'), 0) AS exact_usd,
+           sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
            coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
            sum(unpriced_attempts)::bigint AS unpriced_attempts,
            sum(unpriced_tokens)::bigint AS unpriced_tokens,
-           sum(latency_count)::bigint AS latency_count,
            sum(latency_sum_ms)::bigint AS latency_sum_ms,
            sum(latency_histogram) AS latency_histogram,
-           sum(first_token_count)::bigint AS first_token_count,
            sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
            sum(first_token_histogram) AS first_token_histogram
     FROM ({buckets}) AS found
@@ -70,8 +69,8 @@ page AS (
 SELECT false AS is_total, provider, model_name,
        requests, attempts, succeeded, failed, rate_limited, cancelled, absorbed,
        input_tokens, output_tokens, cached_read_tokens, cached_write_tokens, reasoning_tokens,
-       exact_usd, estimated_usd, unpriced_attempts, unpriced_tokens, latency_count, latency_sum_ms,
-       numeric_send(latency_histogram) AS latency_histogram, first_token_count, first_token_sum_ms,
+       exact_usd, estimated_usd, unpriced_attempts, unpriced_tokens, latency_sum_ms,
+       numeric_send(latency_histogram) AS latency_histogram, first_token_sum_ms,
        numeric_send(first_token_histogram) AS first_token_histogram
 FROM page
 UNION ALL
@@ -92,10 +91,8 @@ SELECT true, '', '',
        coalesce(sum(estimated_usd), 0),
        coalesce(sum(unpriced_attempts), 0)::bigint,
        coalesce(sum(unpriced_tokens), 0)::bigint,
-       coalesce(sum(latency_count), 0)::bigint,
        coalesce(sum(latency_sum_ms), 0)::bigint,
        numeric_send(coalesce(sum(latency_histogram), 0)),
-       coalesce(sum(first_token_count), 0)::bigint,
        coalesce(sum(first_token_sum_ms), 0)::bigint,
        numeric_send(coalesce(sum(first_token_histogram), 0))
 FROM entry
@@ -107,7 +104,7 @@ ORDER BY is_total, requests DESC, attempts DESC, provider, model_name;
 SELECT width_bucket(bucket, $2::timestamptz[]) AS step,
        {provider} AS provider,
        {model_name} AS model_name,
-       coalesce(sum(attempts) FILTER (WHERE NOT absorbed), 0)::bigint AS requests,
+       (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
        sum(attempts)::bigint AS attempts,
        coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
        coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
@@ -119,14 +116,12 @@ SELECT width_bucket(bucket, $2::timestamptz[]) AS step,
        sum(cached_read_tokens)::bigint AS cached_read_tokens,
        sum(cached_write_tokens)::bigint AS cached_write_tokens,
        sum(reasoning_tokens)::bigint AS reasoning_tokens,
-       coalesce(sum(cost_usd) FILTER (WHERE usage_source <> 'estimated'), 0) AS exact_usd,
+       sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
        coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
        sum(unpriced_attempts)::bigint AS unpriced_attempts,
        sum(unpriced_tokens)::bigint AS unpriced_tokens,
-       sum(latency_count)::bigint AS latency_count,
        sum(latency_sum_ms)::bigint AS latency_sum_ms,
        numeric_send(sum(latency_histogram)) AS latency_histogram,
-       sum(first_token_count)::bigint AS first_token_count,
        sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
        numeric_send(sum(first_token_histogram)) AS first_token_histogram
 FROM ({buckets}) AS found
@@ -140,7 +135,7 @@ LIMIT $3;
 WITH daily AS (
     SELECT width_bucket(bucket, $2::timestamptz[]) AS number,
            provider,
-           coalesce(sum(attempts) FILTER (WHERE NOT absorbed), 0)::bigint AS requests,
+           (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
            sum(input_tokens + output_tokens + cached_read_tokens + cached_write_tokens + reasoning_tokens)::bigint
                AS total_tokens,
            sum(cost_usd) AS cost_usd,
@@ -170,7 +165,7 @@ WITH kind AS (
            error_class,
            sum(attempts)::bigint AS occurrences,
            coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
-           coalesce(sum(cost_usd) FILTER (WHERE usage_source <> 'estimated'), 0) AS exact_usd,
+           sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
            coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
            sum(unpriced_attempts)::bigint AS unpriced_attempts,
            sum(unpriced_tokens)::bigint AS unpriced_tokens,

@@ -211,9 +211,8 @@ def _model_usage(record: Record) -> ModelUsage:
 
 
 def _durations(record: Record, name: str) -> Durations:
-    return Durations(
-        record[f"{name}_count"], record[f"{name}_sum_ms"], packed_histogram.unpacked(record[f"{name}_histogram"])
-    )
+    counts = packed_histogram.unpacked(record[f"{name}_histogram"])
+    return Durations(sum(counts), record[f"{name}_sum_ms"], counts)
 
 
 def _cost(record: Record) -> Cost:
