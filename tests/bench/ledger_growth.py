@@ -23,6 +23,7 @@ from tests.bench.ledger_site import LedgerService, create_ledger, running_servic
 from tests.bench.processes import BenchFailed, Tree
 from tests.support.postgres import dsn_of
 from turnpike.usage.v1 import quota_service_pb2, usage_service_pb2
+from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, percentiles_ms
 from usage_service.domain.report import ModelUsage, UsageFilter
 from usage_service.domain.window import RollupRetention, Window
 from usage_service.metering.reporting import Reporting
@@ -94,13 +95,17 @@ _RAW: Final = """
         count(*) FILTER (WHERE pricing_state = 'unpriced') AS unpriced_attempts,
         coalesce(sum(total_tokens) FILTER (WHERE pricing_state = 'unpriced'), 0) AS unpriced_tokens,
         avg(latency_ms) AS latency_ms, avg(first_token_ms) AS first_token_ms,
-        percentile_cont(ARRAY[0.5, 0.9, 0.95, 0.99]) WITHIN GROUP (ORDER BY latency_ms) AS latencies_ms,
-        percentile_cont(ARRAY[0.5, 0.9, 0.95, 0.99]) WITHIN GROUP (ORDER BY first_token_ms) AS first_tokens_ms
+        percentile_disc(ARRAY[0.5, 0.9, 0.95, 0.99]) WITHIN GROUP (ORDER BY latency_ms) AS latencies_ms,
+        percentile_disc(ARRAY[0.5, 0.9, 0.95, 0.99]) WITHIN GROUP (ORDER BY first_token_ms) AS first_tokens_ms
     FROM model_usage_stats
     WHERE tenant_id = $1 AND "timestamp" >= $2 AND "timestamp" < $3
     GROUP BY provider, model_name
     ORDER BY requests DESC
 """
+
+
+_RATIOS: Final = (0.5, 0.9, 0.95, 0.99)  # as above
+Percentiles = tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -257,13 +262,26 @@ async def _raw_against_rollups(dsn: str, growth: Growth, rounds: int) -> None:
         retention=RollupRetention(),
         now=lambda: datetime.now(UTC),
     )
-    try:
-        raw = await connection.fetch(_RAW, tenant, window.start, window.end)
+
+    async def from_rows() -> list[asyncpg.Record]:
+        return await connection.fetch(_RAW, tenant, window.start, window.end)
+
+    async def from_rollups() -> list[tuple[ModelUsage, Percentiles, Percentiles]]:
         report = await reporting.usage(tenant, window, UsageFilter())
-        _check_same(raw, report.models)
+        return [
+            (
+                usage,
+                percentiles_ms(usage.latency.histogram, _RATIOS),
+                percentiles_ms(usage.first_token.histogram, _RATIOS),
+            )
+            for usage in report.models
+        ]
+
+    try:
+        _check_same(await from_rows(), await from_rollups())
         for _ in range(rounds):
-            growth.raw_ms.append(await _median_ms(5, lambda: connection.fetch(_RAW, tenant, window.start, window.end)))
-            growth.rollup_ms.append(await _median_ms(50, lambda: reporting.usage(tenant, window, UsageFilter())))
+            growth.raw_ms.append(await _median_ms(5, from_rows))
+            growth.rollup_ms.append(await _median_ms(50, from_rollups))
     finally:
         await connection.close()
         await postgres.close()
@@ -278,26 +296,40 @@ async def _median_ms(times: int, ask: Callable[[], Any]) -> float:
     return sorted(taken)[times // 2]
 
 
-def _check_same(raw: Sequence[asyncpg.Record], groups: Sequence[ModelUsage]) -> None:
+def _check_same(raw: Sequence[asyncpg.Record], answers: Sequence[tuple[ModelUsage, Percentiles, Percentiles]]) -> None:
     """Raises BenchFailed unless both answers hold the same sums, and percentiles within the histogram's error."""
-    by_model = {(group.provider, group.model): group for group in groups}
+    by_model = {(answer[0].provider, answer[0].model): answer for answer in answers}
     for row in raw:
-        group = by_model.pop((row["provider"], row["model_name"]), None)
-        if group is None or (
-            group.outcomes.requests,
-            group.outcomes.attempts,
-            group.tokens.input_tokens,
-            group.tokens.output_tokens,
-            group.cost.exact_usd,
-            group.cost.unpriced_attempts,
-        ) != (
-            row["requests"],
-            row["attempts"],
-            row["input_tokens"],
-            row["output_tokens"],
-            row["exact_usd"],
-            row["unpriced_attempts"],
+        answer = by_model.pop((row["provider"], row["model_name"]), None)
+        if answer is None or _sums(answer[0]) != tuple(row)[2 : 2 + len(_sums(answer[0]))]:
+            raise BenchFailed(f"the rows say {row}, the rollups {answer}")
+        for exact_ms, told_ms in zip(
+            (*row["latencies_ms"], *row["first_tokens_ms"]), (*answer[1], *answer[2]), strict=True
         ):
-            raise BenchFailed(f"the rows say {row}, the rollups {group}")
+            if abs(exact_ms - told_ms) > max(1.0, RELATIVE_ERROR_BOUND * exact_ms * 1.000001):
+                raise BenchFailed(f"a percentile of {row} is {exact_ms} ms in the rows, {told_ms} in the rollups")
     if by_model:
         raise BenchFailed(f"the rollups hold {sorted(by_model)} more than the rows")
+
+
+def _sums(usage: ModelUsage) -> tuple[object, ...]:
+    """As `_RAW` has them after provider and model."""
+    outcomes, tokens, cost = usage.outcomes, usage.tokens, usage.cost
+    return (
+        outcomes.requests,
+        outcomes.attempts,
+        outcomes.succeeded,
+        outcomes.failed,
+        outcomes.rate_limited,
+        outcomes.cancelled,
+        outcomes.absorbed,
+        tokens.input_tokens,
+        tokens.output_tokens,
+        tokens.cached_read_tokens,
+        tokens.cached_write_tokens,
+        tokens.reasoning_tokens,
+        cost.exact_usd,
+        cost.estimated_usd,
+        cost.unpriced_attempts,
+        cost.unpriced_tokens,
+    )

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 from usage_service.domain.failure_cause import FailureCause, cause_of
-from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, bounds_ms, percentile_ms
+from usage_service.domain.histogram import RELATIVE_ERROR_BOUND, bounds_ms, percentiles_ms
 from usage_service.domain.pricing import PricingState, TokenCounts
 from usage_service.domain.report import (
     Cost,
@@ -222,13 +222,9 @@ def durations_to_proto(durations: Durations) -> usage_service_pb2.LatencySummary
     summary = usage_service_pb2.LatencySummary(sample_count=durations.count, relative_error_bound=RELATIVE_ERROR_BOUND)
     if durations.count:
         summary.average.CopyFrom(_nanoseconds_to_proto(durations.sum_ms * 1_000_000 // durations.count))
-        for field, ratio in (
-            (summary.p50, 0.5),
-            (summary.p90, 0.9),
-            (summary.p95, 0.95),
-            (summary.p99, 0.99),
-        ):
-            field.CopyFrom(_nanoseconds_to_proto(round((percentile_ms(durations.histogram, ratio) or 0) * 1e6)))
+        fields = (summary.p50, summary.p90, summary.p95, summary.p99)
+        for field, value_ms in zip(fields, percentiles_ms(durations.histogram, (0.5, 0.9, 0.95, 0.99)), strict=True):
+            field.CopyFrom(_nanoseconds_to_proto(round(value_ms * 1e6)))
     return summary
 
 

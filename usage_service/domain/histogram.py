@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 BUCKETS_PER_DOUBLING = 8
 BUCKET_COUNT = 160
@@ -69,23 +69,18 @@ def unpacked(packed: Decimal) -> tuple[int, ...]:
     return (*[0] * empty, *map(int, reversed(counts)))
 
 
-def percentile_ms(histogram: Sequence[int], ratio: float) -> float | None:
-    """The duration in ms below or at which `ratio` (0 to 1) of all counts lie, within `RELATIVE_ERROR_BOUND`.
+def percentiles_ms(histogram: Sequence[int], ratios: Sequence[float]) -> tuple[float, ...]:
+    """For each of `ratios` (0 to 1) the duration in ms below or at which that part of all counts lies.
 
-    None for an empty histogram.
+    Within `RELATIVE_ERROR_BOUND` of the exact one. Empty for an empty histogram, whatever the ratios.
     """
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"ratio {ratio} is not between 0 and 1")
-    total = sum(histogram)
-    if total == 0:
-        return None
-    rank = max(1, math.ceil(ratio * total))
-    seen = 0
-    for bucket, number in enumerate(histogram):
-        seen += number
-        if seen >= rank:
-            return _middle_ms(bucket)
-    raise AssertionError("the counts add up to their total")
+    for ratio in ratios:
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"ratio {ratio} is not between 0 and 1")
+    seen = list(accumulate(histogram))
+    if not seen or seen[-1] == 0:
+        return ()
+    return tuple(_middle_ms(bisect_left(seen, max(1, math.ceil(ratio * seen[-1])))) for ratio in ratios)
 
 
 def _middle_ms(bucket: int) -> float:
