@@ -1,6 +1,8 @@
 """A flood of refused calls that costs next to nothing beside what it measures: HTTP/2 frames written as bytes.
 
-    python -m tests.bench.flood HOST:PORT TENANT PER_S SECONDS     prints what came of it as one line of JSON
+    python -m tests.bench.flood HOST:PORT TENANT PER_S SECONDS [--connections N]
+
+Prints what came of it as one line of JSON.
 
 A gRPC client spends about as much on a call as the router on its refusal, so that on a machine of few cores a flood by
 one measures itself. Here each call is the same few bytes, and of an answer only the frames' heads are read.
@@ -14,7 +16,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -92,10 +94,12 @@ class Connection:
         self.open += count
         self._socket.sendall(b"".join(parts))
 
-    def read(self, within_s: float) -> None:
-        """Take what has come, waiting for at most `within_s`."""
-        if not select.select([self._socket], [], [], within_s)[0]:
-            return
+    def fileno(self) -> int:
+        """Of its socket, so that it can be selected."""
+        return self._socket.fileno()
+
+    def read(self) -> None:
+        """Take what has come."""
         data = self._socket.recv(1 << 16)
         if not data:
             raise Broken("the server closed the connection")
@@ -141,23 +145,35 @@ class Connection:
         self._with_content.discard(stream)
 
 
-def flood(target: str, tenant: str, *, per_s: float, seconds: float) -> Told:
-    """An open loop, as far as the streams of one connection allow. Raises Broken."""
-    cpu_s, connection, begun = time.process_time(), Connection(target, tenant), 0
+def flood(target: str, tenant: str, *, per_s: float, seconds: float, connections: int = 1) -> Told:
+    """An open loop, as far as the streams of the connections allow. Raises Broken."""
+    cpu_s, links, begun = time.process_time(), [Connection(target, tenant) for _ in range(connections)], 0
     started = time.monotonic()
     while (passed_s := time.monotonic() - started) < seconds:
-        due = min(int(passed_s * per_s) - begun, MOST_OPEN - connection.open)
-        if due > 0:
-            connection.begin(due)
-            begun += due
-        connection.read(TICK_S)
-    told = connection.told
-    told.seconds = time.monotonic() - started
-    while connection.open and time.monotonic() - started < seconds + LAST_ANSWERS_S:
-        connection.read(0.1)
-    connection.close()
-    told.unanswered, told.cpu_s = connection.open, time.process_time() - cpu_s
+        due = int(passed_s * per_s) - begun
+        for link in links:
+            count = min(-(-due // connections), MOST_OPEN - link.open)
+            if count > 0:
+                link.begin(count)
+                begun += count
+        read_ready(links, TICK_S)
+    told = Told(seconds=time.monotonic() - started)
+    # What is answered later was asked for in these seconds too.
+    while any(link.open for link in links) and time.monotonic() - started < seconds + LAST_ANSWERS_S:
+        read_ready(links, 0.1)
+    for link in links:
+        link.close()
+        told.refused += link.told.refused
+        told.others += link.told.others
+        told.unanswered += link.open
+    told.cpu_s = time.process_time() - cpu_s
     return told
+
+
+def read_ready(links: Sequence[Connection], within_s: float) -> None:
+    """Take what has come on any, waiting for at most `within_s`."""
+    for link in select.select(links, [], [], within_s)[0]:
+        link.read()
 
 
 def main() -> None:
@@ -166,8 +182,15 @@ def main() -> None:
     parser.add_argument("tenant")
     parser.add_argument("per_s", type=float)
     parser.add_argument("seconds", type=float)
+    parser.add_argument("--connections", type=int, default=1)
     options = parser.parse_args()
-    told = flood(options.target, options.tenant, per_s=options.per_s, seconds=options.seconds)
+    told = flood(
+        options.target,
+        options.tenant,
+        per_s=options.per_s,
+        seconds=options.seconds,
+        connections=options.connections,
+    )
     print(json.dumps(asdict(told)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.bench.isolation import GOOD, Site, load, running_site
+from tests.bench.routing_site import GOOD, Site, load, running_site
 from turnpike.router.v1 import router_service_pb2, router_service_pb2_grpc
 
 REQUESTS = 300
