@@ -116,7 +116,9 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        return make(self._guarded(method, behaviour), handler.request_deserializer, handler.response_serializer)
+        return make(
+            _letting_go(self._guarded(method, behaviour)), handler.request_deserializer, handler.response_serializer
+        )
 
     def _writing(self, generator: Callable[[Any, Any], AsyncIterator[Any]]) -> _Behaviour:
         """The coroutine that writes what the generator yields, and has closed it when it returns."""
@@ -204,6 +206,25 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 return RenderedStatus.of(internal_status(call.request_id))
         log.error("rpc.crashed", method=call.method, exc_info=error)
         return RenderedStatus.of(internal_status(call.request_id))
+
+
+def _letting_go(behaviour: _Behaviour) -> _Behaviour:
+    """Keeps an aborted call from being garbage.
+
+    The library keeps the exception of an abort with its call, and the exception's frames keep the call: a cycle around
+    all that the call held. A flood of refusals so fills the heap with what only a garbage collection frees, an eighth
+    of the time that it takes, in pauses of many milliseconds for everybody else's streams.
+    """
+
+    async def letting_go(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except grpc.aio.AbortError as abort:
+            del request, context  # this frame will be the exception's only one
+            abort.__traceback__ = abort.__context__ = None
+            raise
+
+    return letting_go
 
 
 async def _within(scope: asyncio.Timeout | None, answer: Awaitable[Any]) -> Any:

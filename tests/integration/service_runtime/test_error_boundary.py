@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -266,7 +268,7 @@ async def test_a_callers_deadline_is_counted_as_such() -> None:
 
     echo.unary = unary
     async with echo_server(echo, metrics=metrics) as (server, client):
-        error = await client.failure("Unary", timeout=0.1)
+        error = await client.failure("Unary", timeout=1.0)  # on a busy machine less may be over before it begins
         await eventually(lambda: not server.in_flight.requests)
 
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -398,3 +400,37 @@ async def test_a_saturated_service_refuses_at_once_who_would_be_too_late_and_ser
     assert refused.retry_after_s == 5.0
     assert (served.value, patient.value) == ("high", "patient")
     assert other is grpc.aio.EOF
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_of_a_refused_call_nothing_is_left_for_the_garbage_collector(method: str) -> None:
+    refusals: list[weakref.ref[ServiceError]] = []
+
+    def refuse() -> ServiceError:
+        error = ServiceError(Category.UNAVAILABLE, "AWAY", "away; come again")
+        refusals.append(weakref.ref(error))
+        return error
+
+    async def unary(text: str, context: Any) -> str:
+        raise refuse()
+
+    async def generate(text: str, context: Any) -> AsyncIterator[str]:
+        for letter in text[:0]:  # which makes it a generator
+            yield letter
+        raise refuse()
+
+    async def write(text: str, context: Any) -> None:
+        raise refuse()
+
+    echo = Echo()
+    echo.unary, echo.generate, echo.write = unary, generate, write
+    gc.disable()
+    try:
+        async with echo_server(echo) as (_, client):
+            for _ in range(3):
+                await client.failure(method)
+            await eventually(lambda: all(refusal() is None for refusal in refusals))
+    finally:
+        gc.enable()
+
+    assert len(refusals) == 3
