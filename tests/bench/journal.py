@@ -25,6 +25,7 @@ from prometheus_client import Histogram
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.metrics import UsageMetrics
+from router_service.usage.right_of_way import RightOfWay
 from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
 from tests.bench.journal_timeline import Span, Timeline, watching
@@ -142,10 +143,13 @@ async def _by_turns(directory: Path, count: int, target: str, rounds: int, timel
     alone: list[list[float]] = []
     beside: list[list[float]] = []
     sent, took_s = 0, 0.0
+    right_of_way = RightOfWay.beside(journal, journal_metrics())  # one for all rounds: it learns its pace
     async with usage_channel(target) as channel:
         while journal.waiting > 500:
             alone.append(await _paced(journal, _ROUND_S, timeline, "alone") if len(alone) < rounds else [])
-            sender = UsageSender(journal, channel, router_id="bench", metrics=journal_metrics())
+            sender = UsageSender(
+                journal, channel, router_id="bench", metrics=journal_metrics(), right_of_way=right_of_way
+            )
             before, began = journal.waiting, time.perf_counter()
             sender.start()
             beside.append([])
@@ -153,6 +157,7 @@ async def _by_turns(directory: Path, count: int, target: str, rounds: int, timel
                 beside[-1] += await _paced(journal, 0.25, timeline, "beside")
             sent, took_s = sent + before - journal.waiting, took_s + time.perf_counter() - began
             await sender.stop(0)
+    await right_of_way.close()
     await journal.close()
     pairs = [(one, two) for one, two in zip(alone, beside, strict=True) if len(one) > 100 and len(two) > 100]
     print(f"backlog of {count:,} drained at {sent / took_s:,.0f}/s beside 100 live attempts/s")
