@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import grpc
@@ -26,7 +26,7 @@ from service_runtime.error_codec import DetailToProto
 from service_runtime.in_flight import InFlight
 from service_runtime.interceptors import BoundaryLimits, ErrorBoundary
 from service_runtime.metrics import Metrics
-from service_runtime.overload import GateOf, no_gates
+from service_runtime.overload import MAX_WAITING, GateOf, no_gates, waiting_options
 from service_runtime.settings import ServiceSettings
 from service_runtime.startup import StartupError
 
@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 # Handlers that stop() has cancelled still run their `finally` blocks: they settle what was spent.
 _CLEANUP_TIMEOUT_S = 5.0
 
+_HEALTH_CHECK = f"/{health.SERVICE_NAME}/Check"
 _MAX_METADATA_BYTES = 16 << 10  # the library's own absolute limit
 _MAX_STREAMS_PER_CONNECTION = 250  # ends HTTP/2 rapid reset; a client needs more connections before it needs more
 
@@ -43,18 +44,22 @@ class PortTaken(StartupError):
     """Another process listens on the service's port."""
 
 
-class _ByName:
-    """What services add themselves to. Leaves out the second, method by method registration of the generated code.
+class _InOneQueue:
+    """What services add themselves to. Registers by name only the methods that get a queue of their own.
 
-    With it the library waits for the next call of each method apart, and goes through all of these futures for every
-    call of any. Without it there is one future, and the handler is looked up by the call's name.
+    For each registered method the library waits for the next call apart, and goes through all of these futures for
+    every call of any. The others share one future and one queue, and the handler is looked up by the call's name.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, has_own_queue: Callable[[str], bool]) -> None:
         self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+        self._server = server
+        self._has_own_queue = has_own_queue
 
-    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Nothing: `add_generic_rpc_handlers` has got them."""
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Register those that are to have a queue; `add_generic_rpc_handlers` has got all."""
+        own = {name: handler for name, handler in handlers.items() if self._has_own_queue(f"/{service}/{name}")}
+        self._server.add_registered_method_handlers(service, own)
 
 
 class GrpcServer:
@@ -68,6 +73,7 @@ class GrpcServer:
         metrics: Metrics,
         limits: BoundaryLimits | None = None,
         max_message_bytes: int = 8 << 20,
+        max_waiting_calls: int = MAX_WAITING,
         reflection_is_on: bool = True,
         reuse_port: bool = False,
         own_port: int = 0,
@@ -88,10 +94,14 @@ class GrpcServer:
         self._own_port = own_port
         self._reflection_is_on = reflection_is_on
         self._credentials = credentials
+        self._gate_of = gate_of
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
         self._health_names: list[str] = []
         self._health = health.Health(())
-        self._options = _options(max_message_bytes=max_message_bytes, reuse_port=reuse_port)
+        self._options = [
+            *_options(max_message_bytes=max_message_bytes, reuse_port=reuse_port),
+            *waiting_options(max_waiting_calls),
+        ]
         self._boundary = ErrorBoundary(
             metrics=metrics,
             in_flight=self.in_flight,
@@ -113,6 +123,7 @@ class GrpcServer:
             metrics=metrics,
             limits=limits,
             max_message_bytes=settings.max_message_bytes,
+            max_waiting_calls=settings.max_waiting_rpcs,
             reflection_is_on=settings.reflection_is_on,
             reuse_port=settings.workers > 1,
             own_port=settings.own_port,
@@ -140,7 +151,7 @@ class GrpcServer:
         # Checked by a socket of ours: gRPC would print its own lines about it, and bind to nothing.
         _require_free(self._host, self._port, reuse_port=self._reuse_port)
         server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
-        registry = cast("grpc.aio.Server", _ByName(server))
+        registry = cast("grpc.aio.Server", _InOneQueue(server, self._has_own_queue))
         for register in self._services.values():
             register(registry)
         self._health = health.Health([*self._services, *self._health_names])
@@ -155,6 +166,10 @@ class GrpcServer:
         self._server = server
         await server.start()
         return self._port
+
+    def _has_own_queue(self, method: str) -> bool:
+        """Whether calls of a method wait apart: floods come to those with a gate; health must wait behind nobody."""
+        return method == _HEALTH_CHECK or self._gate_of(method) is not None
 
     def _listen(self, server: grpc.aio.Server, address: str) -> int:
         try:

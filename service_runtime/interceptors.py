@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import Counter
 
 from service_runtime.call_context import REQUEST_ID_KEY, Call, enter_call, outgoing_metadata
@@ -27,7 +28,7 @@ from service_runtime.errors import Category, ServiceError
 from service_runtime.ids import uuid7
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
-from service_runtime.overload import PRIORITY_KEY, GateOf, no_gates
+from service_runtime.overload import PRIORITY_KEY, Gate, GateOf, no_gates
 from service_runtime.refusal_log import RefusalLog
 from service_runtime.rendered_status import RenderedStatus, StatusRenderer
 
@@ -110,15 +111,20 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         )  # exactly one is set
         if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
             behaviour = self._writing(behaviour)
+        gate = self._gate_of(method)
+        if gate is not None and not handler.request_streaming:
+            behaviour = _reading(behaviour)
+        outcomes = self._outcomes.of(method)
+        behaviour = self._guarded(method, behaviour, outcomes)
+        if gate is not None:
+            behaviour = self._gated(method, behaviour, outcomes, gate)
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return make(
-            _letting_go(self._guarded(method, behaviour)), handler.request_deserializer, handler.response_serializer
-        )
+        }[handler.request_streaming or gate is not None, handler.response_streaming]
+        return make(_letting_go(behaviour), handler.request_deserializer, handler.response_serializer)
 
     def _writing(self, generator: Callable[[Any, Any], AsyncIterator[Any]]) -> _Behaviour:
         """The coroutine that writes what the generator yields, and has closed it when it returns."""
@@ -139,19 +145,44 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
 
         return write_all
 
-    def _guarded(self, method: str, behaviour: _Behaviour) -> _Behaviour:
-        outcomes, in_flight, limits = self._outcomes.of(method), self._in_flight, self._limits
+    def _gated(self, method: str, behaviour: _Behaviour, outcomes: _MethodOutcomes, gate: Gate) -> _Behaviour:
+        """In a flood nearly every call ends here, so that it costs as little as it can: no request is read."""
+        limits, refusals, statuses = self._limits, self._refusals, self._statuses
+        told: ServiceError | None = None
+        status: RenderedStatus | None = None
+
+        async def gated(messages: Any, context: Any) -> Any:
+            nonlocal told, status
+            given_s = context.time_remaining()
+            remaining_s = limits.max_duration_s if given_s is None else min(given_s, limits.max_duration_s)
+            request_id, priority = _asked(context)
+            error = gate.enter(remaining_s, priority)
+            if error is None:
+                try:
+                    return await behaviour(messages, context)
+                finally:
+                    gate.leave()
+            if status is None or error is not told:
+                told, status = error, statuses.render(error)
+            refusals.refused(method, error)
+            outcomes.record(status.code, 0.0)
+            await context.abort(status.code, status.message, ((REQUEST_ID_KEY, request_id), *_trailing(status, error)))
+            raise AssertionError("abort returned")
+
+        return gated
+
+    def _guarded(self, method: str, behaviour: _Behaviour, outcomes: _MethodOutcomes) -> _Behaviour:
+        in_flight, limits = self._in_flight, self._limits
         is_infrastructure = method.startswith(_INFRASTRUCTURE_PREFIX)
         calls = in_flight.infrastructure if is_infrastructure else in_flight.requests
         max_calls = _MAX_INFRASTRUCTURE_CALLS if is_infrastructure else limits.max_calls
-        gate = self._gate_of(method)
 
         async def guarded(request: Any, context: Any) -> Any:
             started_s = time.monotonic()
             given_s = context.time_remaining()
             # Where the caller's deadline is the sooner, gRPC itself ends the call; a second timer would be waste.
             own_timeout_s = None if given_s is not None and given_s < limits.max_duration_s else limits.max_duration_s
-            request_id, priority = _asked(context)
+            request_id, _ = _asked(context)
             call = Call(method, request_id, started_s + (own_timeout_s or given_s or 0.0))
             enter_call(call)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
@@ -159,12 +190,8 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
             task = asyncio.current_task()
             scope = None if own_timeout_s is None else asyncio.timeout(own_timeout_s)
             calls.add(task)
-            was_let_in = False
             try:
                 _admit(len(calls), max_calls, call, limits)
-                if gate is not None:
-                    gate.enter(call.remaining_s(), priority)
-                    was_let_in = True
                 response = await _within(scope, behaviour(request, context))
             except asyncio.CancelledError:
                 if call.remaining_s() <= 0:
@@ -184,8 +211,6 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 return response
             finally:
                 calls.discard(task)
-                if gate is not None and was_let_in:
-                    gate.leave()
                 outcomes.record(outcome, time.monotonic() - started_s)
 
         return guarded
@@ -246,6 +271,23 @@ def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLim
         raise ServiceError(Category.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline had passed on arrival")
 
 
+def _reading(behaviour: _Behaviour) -> _Behaviour:
+    """The handler of one request as that of a stream of requests, which gRPC begins before it reads any."""
+
+    async def read_and_run(_messages: Any, context: Any) -> Any:
+        try:
+            request = await context.read()
+        except DecodeError as error:
+            raise ServiceError(
+                Category.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request is no message of this method"
+            ) from error
+        if request is grpc.aio.EOF:
+            raise ServiceError(Category.INVALID_ARGUMENT, "NO_REQUEST", "the call ended without a request")
+        return await behaviour(request, context)
+
+    return read_and_run
+
+
 def _asked(context: Any) -> tuple[str, str]:
     """The id that the caller gave the call, a new one where that is none, and the priority, '' where there is none.
 
@@ -266,19 +308,22 @@ def _is_gone(context: Any) -> bool:
 
 
 async def _abort(context: Any, call: Call, status: RenderedStatus, error: Exception, *, timeout_s: float) -> NoReturn:
-    trailing: list[tuple[str, str | bytes]] = [
-        (REQUEST_ID_KEY, call.request_id),
-        (STATUS_DETAILS_KEY, status.details),
-    ]
-    if isinstance(error, ServiceError) and error.retry_after_s is not None:
-        trailing.append((PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
+    trailing = ((REQUEST_ID_KEY, call.request_id), *_trailing(status, error))
     try:
         async with asyncio.timeout(min(timeout_s, _MAX_ABORT_S)):
-            await context.abort(status.code, status.message, tuple(trailing))
+            await context.abort(status.code, status.message, trailing)
     except TimeoutError:
         # The status stands in line behind messages that the caller does not take. gRPC keeps it; we keep nothing.
         raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
+
+
+def _trailing(status: RenderedStatus, error: Exception) -> tuple[tuple[str, str | bytes], ...]:
+    """The details of a refusal, and in gRPC's own words when to come back."""
+    details: tuple[str, str | bytes] = (STATUS_DETAILS_KEY, status.details)
+    if not isinstance(error, ServiceError) or error.retry_after_s is None:
+        return (details,)
+    return (details, (PUSHBACK_KEY, str(max(0, round(error.retry_after_s * 1000)))))
 
 
 def _code_of(context: Any) -> grpc.StatusCode:

@@ -1,12 +1,16 @@
-"""Deadline-aware admission: whether a call that arrives now can still be served in its caller's time.
+"""What becomes of calls when a process has more to do than it can: two lines of defence.
 
-When a process has more to do than it can, the queue stands inside gRPC's core, where nobody sees it, and every answer
-comes when its caller has given up: all work is done and none of it is of use. So, while the event loop is busy nearly
-all of the time, a call is refused at its entry when its deadline is sooner than calls take now. By Little's law that
-is the calls in progress over the calls ended per second, whatever the calls spend it on.
+**The gate** refuses a call at its entry when its deadline is sooner than calls take now; by Little's law that is the
+calls in progress over the calls ended per second, whatever they spend it on. It knows deadlines and priorities and
+says when to come back. Nothing is refused while the event loop has time to spare: then a slow provider is what takes
+the time, and other clocks watch that.
 
-Each method is judged by itself, since a stream takes longer than a single answer. Nothing is refused while the loop has
-time to spare: then a slow provider is what takes the time, and other clocks watch that.
+**The bound on waiting calls** is kept by gRPC's core, in C and on its own threads. Where more calls come than can even
+be refused, they queue there, by method, seen by nobody, first come first served. Each is taken up when its caller has
+given up: all work is done and none of it is of use. Core refuses what comes on top of so many with CANCELLED and not a
+word, so it is for floods only; and it is blind to priorities.
+
+docs/decisions/0010 has the measurements.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from pathlib import Path
 from service_runtime.errors import Category, ServiceError
 
 PRIORITY_KEY = "x-turnpike-priority"
+
+MAX_WAITING = 250  # as many as one connection may have open: one client alone never meets the bound
 
 SATURATED = 0.85  # of the time; below it a call hardly waits for others
 WINDOW_S = 0.25
@@ -56,6 +62,17 @@ class Load:
         return self.in_progress / self.ended_per_s if self.ended_per_s > 0 else 0.0
 
 
+def waiting_options(max_waiting: int) -> list[tuple[str, int]]:
+    """What tells gRPC's core how many calls may wait in a queue to be taken up.
+
+    From `max_waiting` on it refuses some at random, the more the more wait, and from twice as many on all.
+    """
+    return [
+        ("grpc.server.max_pending_requests", max_waiting),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * max_waiting),
+    ]
+
+
 def refusal(load: Load, remaining_s: float, priority: Priority) -> ServiceError | None:
     """The error of a call that would be too late; None for one that is let in."""
     needed_s = load.usual_s * _SHARES[priority]
@@ -64,8 +81,7 @@ def refusal(load: Load, remaining_s: float, priority: Priority) -> ServiceError 
     return ServiceError(
         Category.RESOURCE_EXHAUSTED,
         "OVERLOADED",
-        f"{max(0.0, remaining_s):.3g} s are left and calls take {load.usual_s:.3g} s at present; retry later, "
-        "or allow more time",
+        f"calls take {load.usual_s:.3g} s at present and this one has less; retry later, or allow more time",
         retry_after_s=min(MAX_RETRY_S, max(MIN_RETRY_S, load.usual_s)),
     )
 
@@ -99,25 +115,32 @@ class Gate:
 
     def __init__(self, saturation: Saturation) -> None:
         self._saturation = saturation
-        self._in_progress = 0
+        self.in_progress = 0
         self._ended = 0
         self._ended_per_s = 0.0
+        self._told: dict[Priority, ServiceError] = {}
 
-    def enter(self, remaining_s: float, priority: str) -> None:
-        """Let a call in, which then must `leave`. Raises the `refusal`."""
+    def enter(self, remaining_s: float, priority: str) -> ServiceError | None:
+        """Let a call in, which then must `leave`, and return None; or its `refusal`, which is the same for a while.
+
+        Returned and not raised, and the same, since in a flood nearly everybody gets one: it is rendered once.
+        """
         window_s = self._saturation.look()
         if window_s is not None:
             is_known = self._ended >= LEAST_ENDED and window_s <= LONGEST_WINDOW_S
             self._ended_per_s, self._ended = (self._ended / window_s if is_known else 0.0), 0
-        load = Load(self._saturation.ratio, self._in_progress, self._ended_per_s)
-        error = refusal(load, remaining_s, _priority(priority))
-        if error is not None:
-            raise error
-        self._in_progress += 1
+            self._told.clear()
+        load = Load(self._saturation.ratio, self.in_progress, self._ended_per_s)
+        known = _priority(priority)
+        error = refusal(load, remaining_s, known)
+        if error is None:
+            self.in_progress += 1
+            return None
+        return self._told.setdefault(known, error)
 
     def leave(self) -> None:
         """A call that was let in has ended, in whichever way."""
-        self._in_progress -= 1
+        self.in_progress -= 1
         self._ended += 1
 
 

@@ -23,6 +23,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_vali
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service_runtime.data_dir import DEFAULT_DATA_DIR
+from service_runtime.overload import MAX_WAITING
 from service_runtime.startup import StartupError
 
 _LAST_PORT = 65535
@@ -77,6 +78,9 @@ class ServiceSettings(BaseSettings):
     default_deadline_s: float = Field(default=600.0, gt=0)  # for a caller that gave none, and the most anybody gets
     max_message_bytes: int = Field(default=8 << 20, ge=4096)  # one request or one answer
     max_concurrent_rpcs: int = Field(default=2000, ge=1)  # refused with RESOURCE_EXHAUSTED beyond it; bounds memory
+    # Calls that wait in a queue to be taken up; completions have their own, by method. Of those on top of it more and
+    # more are refused with CANCELLED, from twice as many on all. Some hundreds are taken up in a second.
+    max_waiting_rpcs: int = Field(default=MAX_WAITING, ge=1)
     # Lets grpcurl work unaided. Left to the profile when unset: on in development, off in production.
     reflection: bool | None = None
     faults: str = ""  # crash points and broken promises, for tests of the tests; see `service_runtime.faults`

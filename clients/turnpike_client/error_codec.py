@@ -67,6 +67,8 @@ _BY_CODE: dict[str, type[TurnpikeError]] = {
 
 # What gRPC itself says when the time is over on this side.
 _GRPC_DEADLINE = "Deadline Exceeded"
+# What gRPC itself says of a call that the other side's core ended; a call that ends here raises no error of an RPC.
+_GRPC_CANCELLED = "CANCELLED"
 # What gRPC itself says when it could not connect at all, as opposed to losing a connection.
 _NEVER_CONNECTED = ("failed to connect", "connection refused", "dns resolution failed", "name resolution")
 
@@ -80,6 +82,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> TurnpikeError:
     if code == "UNAVAILABLE" and not facts.get("reason"):
         message = _unreachable(message, target)
         return ServerUnreachable(Failure(code, message, request_id=_request_id(error), target=target))
+    if code == "CANCELLED" and message == _GRPC_CANCELLED and not facts.get("reason"):
+        message = f"{target} let this call go, as it does when too many wait; retry in a second or later"
     if message == _GRPC_DEADLINE:
         message = f"{target} did not answer in time; it may be overloaded or frozen"
     failure = Failure(code, message, request_id=_request_id(error), target=target, **facts)

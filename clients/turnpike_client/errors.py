@@ -210,7 +210,7 @@ class StreamInterrupted(Unavailable):
 
 
 class Cancelled(TurnpikeError):
-    """The call was cancelled, but not by its caller."""
+    """The call was cancelled, but not by its caller; where no reason is given, too many waited: retry later."""
 
 
 class ServerFault(TurnpikeError):

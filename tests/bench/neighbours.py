@@ -7,7 +7,6 @@ that any ratio of that run has; a ratio says something only where it is outside 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -15,13 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from tests.bench.figures import Figure, Target
 from tests.bench.flood import Told
+from tests.bench.processes import idle_s
 from tests.bench.routing_site import GOOD, Calls, Site, load
 
 B_PER_S: Final = 40
@@ -103,18 +102,12 @@ def _round(site: Site, rounds: Rounds, tenant_a: str, tenant_b: str, failures_pe
 
 
 def _part(site: Site, rounds: Rounds, tenant: str) -> Part:
-    own_s, router_s, idle_s, began_at = time.process_time(), site.router_process.cpu_s(), _idle_s(), time.monotonic()
+    own_s, router_s, idle, began_at = time.process_time(), site.router_process.cpu_s(), idle_s(), time.monotonic()
     count = int(rounds.part_s * B_PER_S)
     calls = uvloop.run(load(site.router, tenant, count=count, per_s=B_PER_S, connections=rounds.connections))
     own_s, router_s = time.process_time() - own_s, site.router_process.cpu_s() - router_s
     passed_s = time.monotonic() - began_at
-    return Part(calls, own_s / passed_s, router_s / passed_s, (_idle_s() - idle_s) / passed_s)
-
-
-def _idle_s() -> float:
-    """Seconds that the machine's cores have been idle or waiting for a disk, together, since it was started."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+    return Part(calls, own_s / passed_s, router_s / passed_s, (idle_s() - idle) / passed_s)
 
 
 @contextmanager

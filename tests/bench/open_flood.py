@@ -7,10 +7,12 @@ one with data was served, one that ends without was refused, or came when its de
 
 from __future__ import annotations
 
+import re
 import selectors
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +23,7 @@ from turnpike.router.v1 import completion_pb2, router_service_pb2
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+_STATUS: Final = re.compile(rb"grpc-status[\x01\x02](\d{1,2})")
 _CONNECTIONS: Final = 8
 _MOST_OPEN: Final = 240  # of the 250 streams that the server takes on one connection
 _WIDE_WINDOW: Final = 1 << 30
@@ -34,6 +37,7 @@ class Flood:
     begun: int = 0
     served_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)  # of those refused: numbers as gRPC has them
     seconds: float = 0.0
 
 
@@ -142,17 +146,26 @@ class Link:
         elif kind == _DATA:
             self._with_data.add(stream)
         elif kind == _RST_STREAM or (kind == _HEADERS and flags & _END_STREAM):
-            self._ended(stream, now_s, is_whole=kind == _HEADERS)
+            self._ended(stream, now_s, payload if kind == _HEADERS else b"")
 
-    def _ended(self, stream: int, now_s: float, *, is_whole: bool) -> None:
+    def _ended(self, stream: int, now_s: float, trailers: bytes) -> None:
+        """Take note of an end with `trailers`, or by a reset without any."""
         intended_s = self.intended_s.pop(stream, None)
         was_served = stream in self._with_data
         self._with_data.discard(stream)
-        if intended_s is None or not is_whole:  # a second end, or one that was cut
+        if intended_s is None or not trailers:  # a second end, or one that was cut
             return
         took_s = now_s - intended_s
         if took_s <= self._deadline_s:
             (self._told.served_ms if was_served else self._told.refused_ms).append(took_s * 1_000)
+            if not was_served:
+                self._told.codes[_code(trailers)] += 1
+
+
+def _code(trailers: bytes) -> str:
+    """The status, which gRPC's core writes out in full in each answer; '?' where it does not."""
+    found = _STATUS.search(trailers)
+    return found[1].decode() if found else "?"
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -1,11 +1,12 @@
-"""What a router does with several times the load that it can serve, with and without refusing who would be too late.
+"""What a router does with several times the load that it can serve, with and without its two lines of defence.
 
-    python -m tests.bench.overload [--times 5] [--seconds 10] [--deadline-s 0.5]
+    python -m tests.bench.overload [--times 5] [--seconds 10] [--deadline-s 5]
 
-"Told no" is every answer without content in time: refusals at the entry, and those that the router gives when a
-deadline is about to pass. The peak is that of a closed loop just before, whose client costs more than the flood's, so
-that goodput may be above it. Bulkheads are out of the way (4,000 at a time), so that nothing but the
-admission stands between the load and the router. Client, provider, ledger and Postgres share the machine.
+"Told no" is every answer without content in time: calls that gRPC's core resets because too many wait, refusals at the
+entry, and those that the router gives when a deadline is about to pass. The peak is that of a closed loop just before,
+whose client costs more than the flood's, so that goodput may be above it. Bulkheads are out of the way (4,000 at a
+time), so that nothing but these lines of defence stands between the load and the router. Client, provider, ledger and
+Postgres share the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from tests.bench.figures import percentile
 from tests.bench.open_flood import flood
-from tests.bench.processes import BenchFailed
+from tests.bench.processes import BenchFailed, idle_s
 from tests.bench.report import machine
 from tests.bench.site import Site, running_site
 
@@ -35,9 +36,11 @@ _QUIET_CALLS: Final = 60
 _RECOVERY_S: Final = 5.0  # the promise is thirty
 _MAX_RUN_S: Final = 300
 _WIDE: Final = {"ROUTER_MAX_RUNNING_PER_TENANT": "4000", "ROUTER_MAX_RUNNING_PER_PROVIDER": "4000"}
+_UNBOUNDED: Final = {**_WIDE, "ROUTER_MAX_WAITING_RPCS": "100000"}
 _ARMS: Final[Mapping[str, Mapping[str, str]]] = {
-    "refusing": _WIDE,
-    "not refusing": {**_WIDE, "ROUTER_SHED_LATE_CALLS": "false"},
+    "as it comes": _WIDE,
+    "gate only": _UNBOUNDED,
+    "neither": {**_UNBOUNDED, "ROUTER_SHED_LATE_CALLS": "false"},
 }
 
 
@@ -50,12 +53,15 @@ class Outcome:
     goodput_per_s: float
     served: int
     refused: int
+    codes: Mapping[str, int]
     late: int
     served_p50_ms: float
     refused_p50_ms: float
     refused_p99_ms: float
     quiet_before_ms: float
     quiet_after_ms: float
+    router_cores: float
+    idle_cores: float
 
 
 def measure(site: Site, *, times: float, seconds: float, deadline_s: float) -> Outcome:
@@ -64,7 +70,10 @@ def measure(site: Site, *, times: float, seconds: float, deadline_s: float) -> O
     peak_per_s = _PEAK_CALLS / _run(site, "closed", count=_PEAK_CALLS, in_flight=_PEAK_IN_FLIGHT)["seconds"]
     quiet_before_ms = _quiet_ms(site)
     rate_per_s = times * peak_per_s
+    router_s, idle_s_before, began_s = site.router_process.cpu_s(), idle_s(), time.monotonic()
     told = flood(site.router, site.tenants, per_s=rate_per_s, seconds=seconds, deadline_s=deadline_s)
+    passed_s = time.monotonic() - began_s
+    router_s, idle = site.router_process.cpu_s() - router_s, idle_s() - idle_s_before
     time.sleep(_RECOVERY_S)
     served, refused = told.served_ms, told.refused_ms
     return Outcome(
@@ -73,12 +82,15 @@ def measure(site: Site, *, times: float, seconds: float, deadline_s: float) -> O
         goodput_per_s=len(served) / told.seconds,
         served=len(served),
         refused=len(refused),
+        codes=told.codes,
         late=told.begun - len(served) - len(refused),
         served_p50_ms=percentile(served, 0.5) if served else 0.0,
         refused_p50_ms=percentile(refused, 0.5) if refused else 0.0,
         refused_p99_ms=percentile(refused, 0.99) if refused else 0.0,
         quiet_before_ms=quiet_before_ms,
         quiet_after_ms=_quiet_ms(site),
+        router_cores=router_s / passed_s,
+        idle_cores=idle / passed_s,
     )
 
 
@@ -102,11 +114,13 @@ def print_outcomes(console: Console, outcomes: Mapping[str, Outcome], caption: s
         "goodput in the flood, calls/s": lambda o: f"{o.goodput_per_s:.0f}",
         "goodput over peak": lambda o: f"{o.goodput_per_s / o.peak_per_s:.0%}",
         "served in time / told no / late": lambda o: f"{o.served} / {o.refused} / {o.late}",
+        "told no by core / gate / clock": lambda o: " / ".join(str(o.codes.get(code, 0)) for code in ("1", "8", "4")),
         "served p50, ms": lambda o: f"{o.served_p50_ms:.0f}",
         "told no p50 / p99, ms": lambda o: f"{o.refused_p50_ms:.0f} / {o.refused_p99_ms:.0f}",
         f"quiet p50 before / {_RECOVERY_S:g} s after, ms": lambda o: (
             f"{o.quiet_before_ms:.1f} / {o.quiet_after_ms:.1f}"
         ),
+        "cores in the flood: router / idle": lambda o: f"{o.router_cores:.2f} / {o.idle_cores:.2f}",
     }
     for name, value in rows.items():
         table.add_row(name, *(value(outcome) for outcome in outcomes.values()))
@@ -118,14 +132,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.overload", description="Overload one router.")
     parser.add_argument("--times", type=float, default=5.0, help="load over peak; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the flood; default: %(default)s")
-    parser.add_argument("--deadline-s", type=float, default=0.5, help="of each call; default: %(default)s")
+    parser.add_argument("--deadline-s", type=float, default=5.0, help="of each call; default: %(default)s")
+    parser.add_argument("--arms", nargs="+", choices=tuple(_ARMS), default=tuple(_ARMS), metavar="ARM")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(_MAX_RUN_S)
     outcomes: dict[str, Outcome] = {}
     try:
-        for arm, settings in _ARMS.items():
-            with running_site(settings) as site:
+        for arm in options.arms:
+            with running_site(_ARMS[arm]) as site:
                 outcomes[arm] = measure(
                     site, times=options.times, seconds=options.seconds, deadline_s=options.deadline_s
                 )

@@ -96,6 +96,12 @@ class Tree:
         return found
 
 
+def idle_s() -> float:
+    """Seconds that the machine's cores have been idle or waiting for a disk, together, since it was started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    return (int(fields[4]) + int(fields[5])) / _TICKS_PER_S
+
+
 def children(pid: int) -> Sequence[int]:
     """The processes that `pid` has started and that still run."""
     return [

@@ -117,3 +117,12 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 
     assert all(f" {cls.__name__} " in drawn or f" {cls.__name__}\n" in drawn for cls in classes)
+
+
+def test_a_call_that_the_other_side_let_go_without_a_word_says_what_that_means() -> None:
+    silent = decode(Failure("CANCELLED", "CANCELLED"))
+    told = decode(Failure("CANCELLED", "no message was taken for 30 s; read faster", reason="READER_TOO_SLOW"))
+
+    assert isinstance(silent, errors.Cancelled)
+    assert "host:1 let this call go" in silent.failure.message
+    assert told.failure.message == "no message was taken for 30 s; read faster"

@@ -36,7 +36,8 @@ class RouterServiceStub:
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     def __init__(self, channel):
@@ -78,7 +79,8 @@ class RouterServiceServicer:
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     def StreamCompletion(self, request, context):
@@ -153,7 +155,8 @@ class RouterService:
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     @staticmethod

@@ -37,7 +37,8 @@ class RouterServiceStub:
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     @_typing.overload
@@ -69,7 +70,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,7 +99,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
-    with half of that time left, `low` needs twice of it; anything else is normal.
+    with half of that time left, `low` needs twice of it; anything else is normal. In a flood in which even refusing would
+    take all the time, calls end with CANCELLED and no details before anything was done for them: retry later.
     """
 
     @_abc_1.abstractmethod
