@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,9 @@ from turnpike_client.error_codec import REQUEST_ID_KEY, from_rpc_error
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
 DEFAULT_USAGE = "127.0.0.1:50052"
+
+_LAST_PORT = 65535
+_ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that died without a word is noticed within 40 s. keepalive_timeout_ms alone does not do it.
@@ -32,6 +37,33 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+def resolved(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A target in gRPC's words, and the channel options that go with it.
+
+    Several addresses, `127.0.0.1:50061,127.0.0.1:50062`, share the calls by turns, and those where nobody answers are
+    passed over: for workers with a port of their own (`ROUTER_WORKER_PORTS_FROM`). Anything else stays as it is.
+    Raises ValueError for several that are not all IP addresses of one version with a port.
+    """
+    if "," not in target:
+        return target, ()
+    addresses = [text.strip() for text in target.split(",")]
+    versions = {_version(address, target) for address in addresses}
+    if len(versions) > 1:
+        raise ValueError(f"{target}: gRPC spreads calls over IPv4 or over IPv6 addresses; leave out one kind")
+    return f"ipv{versions.pop()}:{','.join(addresses)}", (("grpc.service_config", _ROUND_ROBIN),)
+
+
+def _version(address: str, target: str) -> int:
+    """The version of an IP address with a port."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and 0 < int(port) <= _LAST_PORT:
+        with suppress(ValueError):
+            return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).version
+    raise ValueError(
+        f"{address!r} of {target} is no IP address with a port; give several as 127.0.0.1:50061,127.0.0.1:50062"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """How long calls may take, in seconds: whole completions, and everything else."""
@@ -41,7 +73,10 @@ class Deadlines:
 
 
 class Connection:
-    """A lazily opened channel to `target`; gRPC binds it to the event loop of its first use."""
+    """A lazily opened channel to `target`; gRPC binds it to the event loop of its first use.
+
+    Raises ValueError for a target that names several addresses and is not as `resolved` wants it.
+    """
 
     def __init__(
         self,
@@ -54,7 +89,8 @@ class Connection:
         self.target = target
         self._credentials = credentials
         self._metadata = tuple((key.lower(), value) for key, value in (metadata or {}).items())
-        self._options = [*CHANNEL_OPTIONS, *options]
+        self._address, spreading = resolved(target)
+        self._options = [*CHANNEL_OPTIONS, *spreading, *options]
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
 
@@ -65,9 +101,9 @@ class Connection:
             raise RuntimeError(f"the client for {self.target} is closed; make a new one")
         if self._channel is None:
             if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
+                self._channel = grpc.aio.insecure_channel(self._address, options=self._options)
             else:
-                self._channel = grpc.aio.secure_channel(self.target, self._credentials, options=self._options)
+                self._channel = grpc.aio.secure_channel(self._address, self._credentials, options=self._options)
         return self._channel
 
     async def close(self) -> None:

@@ -88,6 +88,7 @@ class RouterClient:
     ) -> None:
         """Prepare a client; nothing is connected before the first call.
 
+        `target` may name several addresses, `127.0.0.1:50061,127.0.0.1:50062`, which share the calls by turns.
         `credentials` turns TLS on; `metadata` goes with every call; `options` are channel options of gRPC, added to
         ours and stronger than they.
         """

@@ -68,14 +68,15 @@ def _problem(error: TurnpikeError) -> str:
 @click.option(
     "--router",
     envvar="TURNPIKE_ROUTER",
-    metavar="HOST:PORT",
-    help=f"The router. Default: $TURNPIKE_ROUTER, 127.0.0.1:$ROUTER_PORT, or {DEFAULT_ROUTER}.",
+    metavar="HOST:PORT[,…]",
+    help="The router; several addresses share the calls. "
+    f"Default: $TURNPIKE_ROUTER, 127.0.0.1:$ROUTER_PORT, or {DEFAULT_ROUTER}.",
 )
 @click.option(
     "--usage",
     envvar="TURNPIKE_USAGE",
-    metavar="HOST:PORT",
-    help=f"The usage service. Default: $TURNPIKE_USAGE, 127.0.0.1:$USAGE_PORT, or {DEFAULT_USAGE}.",
+    metavar="HOST:PORT[,…]",
+    help=f"The usage service; several as above. Default: $TURNPIKE_USAGE, 127.0.0.1:$USAGE_PORT, or {DEFAULT_USAGE}.",
 )
 @click.version_option(version("turnpike-client"), prog_name="turnpike")
 @click.pass_context

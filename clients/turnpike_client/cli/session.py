@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from turnpike_client.connection import DEFAULT_ROUTER, DEFAULT_USAGE
+from turnpike_client.connection import DEFAULT_ROUTER, DEFAULT_USAGE, resolved
 from turnpike_client.router_client import RouterClient
 from turnpike_client.usage_client import UsageClient
 
@@ -52,6 +52,10 @@ def target(explicit: str | None, environ: Mapping[str, str], port_variable: str,
     The services read the same variable, so that a second instance and its command line agree on it.
     """
     if explicit:
+        try:
+            resolved(explicit)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         return explicit
     port = environ.get(port_variable, "").strip()
     if not port:
