@@ -39,6 +39,7 @@ from router_service.domain.usage import Funding
 UNKNOWN = 0.5
 SPREAD = 0.02
 SPREAD_WITHOUT_DATA = 0.05
+_SURE_LEAD = SPREAD_WITHOUT_DATA + 0.001  # more than luck and rounding can make up
 
 _HEALTH_WORDS = "{:.0%} of recent attempts failed, {} in all"
 _LATENCY_WORDS = "first token after {:.0f} ms, averaged over {} attempts"
@@ -136,15 +137,36 @@ def rank(
 
     `preference_is_strict` keeps the preferred provider first whatever its state: for tenants without failover.
     """
-    effective = TASK_WEIGHTS[task]
-    if weights:
-        effective = {**effective, **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
+    effective = _effective(task, weights)
     preference = _Preference(preferred_provider, remaining_s, is_strict=preference_is_strict)
     ordered = sorted(
         ((_score(fact, task, preference.of(fact), effective, remaining_s), fact) for fact in facts),
         key=lambda pair: _place(*pair),
     )
     return [scored for scored, _ in ordered]
+
+
+def is_surely_first(
+    fact: Facts,
+    *,
+    task: TaskType,
+    preferred_provider: str | None,
+    weights: Mapping[str, float],
+    remaining_s: float | None,
+    preference_is_strict: bool = False,
+) -> bool:
+    """Whether `rank` puts this candidate first, whatever is known of candidates of other providers."""
+    effective = _effective(task, weights)
+    preference, _ = _Preference(preferred_provider, remaining_s, is_strict=preference_is_strict).of(fact)
+    total = sum(effective.values())
+    # It has at least what the preference gives it, and any other at most all the rest and the most of luck.
+    return preference * effective["preference"] > total - effective["preference"] + _SURE_LEAD * total
+
+
+def _effective(task: TaskType, weights: Mapping[str, float]) -> Mapping[str, float]:
+    if not weights:
+        return TASK_WEIGHTS[task]
+    return {**TASK_WEIGHTS[task], **{name: weight for name, weight in weights.items() if name in TERM_NAMES}}
 
 
 def _place(scored: Scored, fact: Facts) -> tuple[float, str, str]:

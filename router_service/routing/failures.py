@@ -8,6 +8,7 @@ from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.completion import CompletionFailure
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.health import DEFAULT_RATE_LIMIT_REST_S, MAX_RETRY_AFTER_S
+from router_service.domain.tenant import Tenant
 from router_service.domain.usage import Funding
 from router_service.routing.planning import Plan
 from router_service.routing.scoreboard import Block
@@ -36,9 +37,9 @@ def nobody_to_ask(plan: Plan) -> ServiceError:
     )
 
 
-def key_rejected(block: Block, plan: Plan) -> ServiceError:
+def key_rejected(block: Block, tenant: Tenant) -> ServiceError:
     """The error of a request whose best candidate has a key of the tenant's own that the provider rejected lately."""
-    return _key_error(block.candidate, FailureKind.KEY_REJECTED, plan, detail=None)
+    return _key_error(block.candidate, FailureKind.KEY_REJECTED, tenant, detail=None)
 
 
 def provider_failed(
@@ -64,7 +65,7 @@ def provider_failed(
     kinds = {error.kind for error in errors}
     funding = candidate.funding
     if kinds <= _KEY_KINDS or (last.kind is FailureKind.KEY_REJECTED and funding is Funding.TENANT_KEY):
-        return _key_error(candidate, last.kind, plan, detail=detail)
+        return _key_error(candidate, last.kind, plan.tenant, detail=detail)
     if kinds == {FailureKind.RATE_LIMITED}:
         return ServiceError(
             Category.RESOURCE_EXHAUSTED,
@@ -121,7 +122,7 @@ def _all_blocked(plan: Plan) -> ServiceError:
             metadata=_block_reasons(blocks),
         )
     if kinds <= _KEY_KINDS:
-        return _key_error(blocks[0].candidate, blocks[0].kind or FailureKind.KEY_REJECTED, plan, detail=None)
+        return _key_error(blocks[0].candidate, blocks[0].kind or FailureKind.KEY_REJECTED, plan.tenant, detail=None)
     return ServiceError(
         Category.UNAVAILABLE,
         "ALL_TARGETS_FAILED",
@@ -132,12 +133,12 @@ def _all_blocked(plan: Plan) -> ServiceError:
 
 
 def _key_error(
-    candidate: Candidate, kind: FailureKind, plan: Plan, *, detail: CompletionFailure | None
+    candidate: Candidate, kind: FailureKind, tenant: Tenant, *, detail: CompletionFailure | None
 ) -> ServiceError:
     funding = candidate.funding
     whose = "the tenant's own" if funding is Funding.TENANT_KEY else "the operator's"
     remedy = (
-        f"store another one: turnpike tenants set-token {plan.tenant.id} {candidate.provider}"
+        f"store another one: turnpike tenants set-token {tenant.id} {candidate.provider}"
         if funding is Funding.TENANT_KEY
         else f"set another {candidate.spec.system_key_env} for the router"
     )

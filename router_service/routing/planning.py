@@ -12,7 +12,7 @@ from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.catalog import ProviderSpec
 from router_service.domain.completion import TaskType
 from router_service.domain.errors import FailureKind
-from router_service.domain.scoring import Facts, Scored, rank
+from router_service.domain.scoring import Facts, Scored, is_surely_first, rank
 from router_service.domain.selection import Needs, Selection
 from router_service.domain.tenant import Credential, InferenceConfig, Tenant
 from router_service.domain.usage import Funding
@@ -121,10 +121,41 @@ class Planner:
             ranked, selection = _only_the_best(ranked, selection)
         return self._without_blocked(tenant, ranked, selection, now)
 
+    def rejected_key(
+        self, tenant: Tenant, needs: Needs, task: TaskType, *, now: float, remaining_s: float | None
+    ) -> Block | None:
+        """The `rejected_key` of the plan where that is certain without the plan; None says nothing.
+
+        It is certain of the preferred candidate where the preference outweighs all else. Whoever goes on sending with
+        a rejected key comes this way, in a quarter of the time that four candidates take to be ranked.
+        """
+        candidates = self._selections.of(tenant, needs, self._today()).candidates
+        config = tenant.config
+        first = next((each for each in candidates if each.provider == config.preferred_provider), None)
+        if first is None or len(candidates) == 1:
+            return None  # the plan of an only candidate is short already
+        block = self._scoreboard.block(first, now, is_only_candidate=False)
+        if block is None or not _is_rejected_own_key(block):
+            return None
+        if not is_surely_first(
+            self._facts(tenant, first, now, luck=0.0),
+            task=task,
+            preferred_provider=config.preferred_provider,
+            weights=self._weights_of(config),
+            remaining_s=remaining_s,
+            preference_is_strict=not config.auto_failover,
+        ):
+            return None
+        others = [each for each in candidates if each is not first] if config.auto_failover else []
+        if any(self._scoreboard.block(each, now, is_only_candidate=False) is None for each in others):
+            return block
+        block = self._scoreboard.block(first, now, is_only_candidate=True)
+        return block if block is not None and _is_rejected_own_key(block) else None
+
     def _of_a_resting_only_candidate(self, tenant: Tenant, selection: Selection, now: float) -> Plan | None:
         """The plan where there is one candidate and it is kept out, which no score can change; None for all others.
 
-        Whoever goes on sending with a rejected key comes this way, in a sixth of the time of the whole way.
+        In a sixth of the time of the whole way.
         """
         if len(selection.candidates) != 1:
             return None

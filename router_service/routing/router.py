@@ -244,11 +244,13 @@ class Router:
         shared = self._shared
         now = shared.monotonic()
         shared.retry_budgets.request_arrived(request.tenant_id, now)
-        plan = self._planner.plan(
-            tenant, Needs.of(request), request.task_type, now=now, remaining_s=deadline_at - now, luck=shared.luck
-        )
+        needs, task, remaining_s = Needs.of(request), request.task_type, deadline_at - now
+        rejected = self._planner.rejected_key(tenant, needs, task, now=now, remaining_s=remaining_s)
+        if rejected is not None:
+            raise failures.key_rejected(rejected, tenant)
+        plan = self._planner.plan(tenant, needs, task, now=now, remaining_s=remaining_s, luck=shared.luck)
         if plan.rejected_key is not None:
-            raise failures.key_rejected(plan.rejected_key, plan)
+            raise failures.key_rejected(plan.rejected_key, tenant)
         if not plan.ranked:
             raise failures.nobody_to_ask(plan)
         return plan

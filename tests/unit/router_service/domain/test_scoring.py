@@ -16,7 +16,7 @@ from router_service.domain.catalog import ModelFacts
 from router_service.domain.completion import TaskType
 from router_service.domain.errors import FailureKind
 from router_service.domain.health import KeyTrouble, RouteHealth
-from router_service.domain.scoring import TASK_WEIGHTS, TERM_NAMES, Facts, Scored, rank
+from router_service.domain.scoring import TASK_WEIGHTS, TERM_NAMES, Facts, Scored, is_surely_first, rank
 from router_service.domain.usage import Funding
 from tests.support.router_fakes import key, spec
 
@@ -241,3 +241,63 @@ def test_no_other_terms_together_outweigh_the_preference(task: TaskType) -> None
     weights = TASK_WEIGHTS[task]
 
     assert weights["preference"] > sum(weights.values()) - weights["preference"]
+
+
+SHARES = st.floats(0.0, 1.0)
+HEALTHS = st.builds(
+    RouteHealth,
+    first_token_s=st.none() | st.floats(0.0, 60.0),
+    tokens_per_s=st.none() | st.floats(0.0, 1e6),
+    error_rate=SHARES,
+    attempts=st.integers(0, 100),
+)
+CHANGES = st.fixed_dictionaries(
+    {
+        "health": HEALTHS,
+        "limit_remaining_ratio": st.none() | SHARES,
+        "key_remaining_ratio": st.none() | SHARES,
+        "should_failover": st.booleans(),
+        "luck": SHARES,
+    }
+)
+
+
+@given(
+    changes=st.lists(CHANGES, min_size=2, max_size=2),
+    task=st.sampled_from(TaskType),
+    preferred=st.sampled_from([None, "groq", "llm7"]),
+    weights=st.dictionaries(st.sampled_from(sorted(TERM_NAMES)), st.floats(0.0, 40.0), max_size=3),
+    remaining_s=st.none() | st.floats(0.0, 60.0),
+    strict=st.booleans(),
+)
+def test_who_is_surely_first_is_first_whatever_is_known_of_others(
+    *,
+    changes: list[dict[str, object]],
+    task: TaskType,
+    preferred: str | None,
+    weights: dict[str, float],
+    remaining_s: float | None,
+    strict: bool,
+) -> None:
+    both = [facts("groq", **changes[0]), facts("llm7", **changes[1])]
+
+    sure = [
+        each.candidate.provider
+        for each in both
+        if is_surely_first(
+            each,
+            task=task,
+            preferred_provider=preferred,
+            weights=weights,
+            remaining_s=remaining_s,
+            preference_is_strict=strict,
+        )
+    ]
+
+    order = ranked(*both, task=task, preferred=preferred, weights=weights, remaining_s=remaining_s, strict=strict)
+    assert sure in ([], order[:1])
+
+
+@pytest.mark.parametrize("task", TaskType)
+def test_by_the_usual_weights_a_preferred_provider_that_is_well_is_surely_first(task: TaskType) -> None:
+    assert is_surely_first(facts("groq"), task=task, preferred_provider="groq", weights={}, remaining_s=None)
