@@ -10,7 +10,7 @@ be refused, they queue there, by method, seen by nobody, first come first served
 given up: all work is done and none of it is of use. Core refuses what comes on top of so many with CANCELLED and not a
 word, so it is for floods only; and it is blind to priorities.
 
-docs/decisions/0010 has the measurements.
+docs/decisions/0011 has the measurements.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -27,15 +28,19 @@ _DATABASE: Final = b"TURNPIKE_DATABASE_URL="
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`site` is the first one with this router and this load in place of its own; each worker has a target."""
+    """`site` is the first one with this router and this load in place of its own; each worker has a target.
+
+    It is still starting until `wait_until_ready` has returned, which raises BenchFailed when it does not start.
+    """
 
     site: Site
     targets: tuple[str, ...]
+    wait_until_ready: Callable[[], None]
 
 
 @contextmanager
 def running_pair(site: Site, settings: Mapping[str, str]) -> Iterator[Pair]:
-    """Start it and end it. Raises BenchFailed when it does not start."""
+    """Begin to start it, and end it."""
     first_port = free_ports(WORKERS)
     with ExitStack() as ends:
         directory = Path(ends.enter_context(TemporaryDirectory(prefix="turnpike-bench-pair-")))
@@ -62,11 +67,16 @@ def running_pair(site: Site, settings: Mapping[str, str]) -> Iterator[Pair]:
         )
         ends.callback(_stop, process)
         load = ends.enter_context(Helper("tests.bench.load"))
-        _wait_until_ready(process, stack)
-        load.read_line(within_s=_START_S)
+
+        @cache
+        def wait_until_ready() -> None:
+            _wait_until_ready(process, stack)
+            load.read_line(within_s=_START_S)
+
         yield Pair(
             replace(site, router=stack.router, router_process=Tree(process.pid), load=load),
             tuple(f"127.0.0.1:{first_port + number}" for number in range(WORKERS)),
+            wait_until_ready,
         )
 
 
