@@ -1,4 +1,4 @@
-"""How the router's cost grows with the tenants it knows and with the streams it has open. Two tables.
+"""How the router's cost grows with the tenants it knows and with the streams it has open. One table.
 
     python -m tests.bench.growth [tenants] [streams] [--smoke] [--output FILE]
 
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -35,6 +35,7 @@ from tests.bench.site import Site, running_site
 from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 
 PARTS: Final = ("tenants", "streams")
+_TENANTS: Final = "tenants"
 # More than the streams wanted, since a stream takes longer where the machine is busy.
 _SETTINGS: Final = {"ROUTER_MAX_RUNNING_PER_TENANT": "1000", "ROUTER_MAX_RUNNING_PER_PROVIDER": "4000"}
 _IN_FLIGHT: Final = 32
@@ -101,17 +102,29 @@ SMOKE: Final = Plan(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: of a call of a request or a stream; `kind` is the same for those that may be compared."""
+
+    kind: str
+    name: str
+    cpu_ms: float
+    p50_ms: float
+    p99_ms: float
+    told: str
+
+
 @dataclass(slots=True)
 class Growth:
     """One run over a site. `figures` is in the order of measuring."""
 
     site: Site
     plan: Plan
-    figures: list[Figure]
+    figures: list[Figure] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
-    def tenants(self) -> Table:
+    def tenants(self) -> None:
         """More and more tenants, and the first of them once more."""
-        table = _table("Tenants known", "tenants", "CPU ms per request", "p50 ms", "p50 min .. max")
         tenants: list[str] = []
         with ThreadPoolExecutor(_CREATORS) as pool, grpc.insecure_channel(self.site.router) as channel:
             stub = tenant_service_pb2_grpc.TenantServiceStub(channel)
@@ -119,17 +132,17 @@ class Growth:
                 more = list(pool.map(lambda number: _create(stub, number), range(len(tenants), count)))
                 tenants += more
                 self._load("closed", "one", more, count=len(more), in_flight=_IN_FLIGHT)
-                self._requests(table, f"{count:,} tenants", tenants)
+                self._requests(f"{count:,} tenants", tenants)
         first = tenants[: self.plan.tenants[0]]
-        self._requests(table, f"the first {len(first)} of {len(tenants):,} tenants", first)
-        return table
+        self._requests(f"the first {len(first)} of {len(tenants):,} tenants", first)
 
-    def _requests(self, table: Table, name: str, tenants: Sequence[str]) -> None:
+    def _requests(self, name: str, tenants: Sequence[str]) -> None:
         # In another order than they were created in: neighbours may lie side by side.
         asked = random.Random(1).sample(tenants, len(tenants))
         asked = asked[: self.plan.requests]
         cpu_ms: list[float] = []
         p50_ms: list[float] = []
+        all_ms: list[float] = []
         for _ in range(self.plan.rounds):
             before_s = self.site.router_process.cpu_s()
             self._load("closed", "one", asked, count=self.plan.requests, in_flight=_IN_FLIGHT)
@@ -137,7 +150,9 @@ class Growth:
             cpu_ms.append((self.site.router_process.cpu_s() - before_s) / self.plan.requests * 1e3)
             answer = self._load("open", "one", asked, count=self.plan.open_loop, rate_per_s=self.plan.open_rate_per_s)
             p50_ms.append(percentile(answer["first_content_ms"], 0.5))
-        table.add_row(name, f"{median(cpu_ms):.2f}", f"{median(p50_ms):.2f}", f"{min(p50_ms):.2f} .. {max(p50_ms):.2f}")
+            all_ms = sorted([*all_ms, *answer["first_content_ms"]])
+        spread = f"p50 {min(p50_ms):.2f} .. {max(p50_ms):.2f}"
+        self.rows.append(Row(_TENANTS, name, median(cpu_ms), median(p50_ms), percentile(all_ms, 0.99), spread))
         closed = f"Complete, {_IN_FLIGHT} in flight; user + system time of the router's process"
         opened = f"Complete, open loop at {self.plan.open_rate_per_s:g}/s from the intended start"
         self.figures.append(Figure(f"CPU per unary request, {name}", "ms", cpu_ms, closed))
@@ -154,25 +169,21 @@ class Growth:
             **command,
         )
 
-    def streams(self) -> Table:
+    def streams(self) -> None:
         """More and more streams at a time."""
-        table = _table(
-            "Streams open", "streams", "open", "calls", "messages", "CPU ms per stream", "first token p50 ms", "p99 ms"
-        )
         self._stream(Level(10, GAP_S, 1.0))
         idle = self._idle_share()
         for level in self.plan.levels:
             calls, seen, cpu_s, took_s, answer = self._stream(level)
             cpu_ms = (cpu_s - idle * took_s) / calls * 1e3
             p50_ms, p99_ms = (percentile(answer["first_content_ms"], fraction) for fraction in (0.5, 0.99))
-            values = (f"{answer['messages'] / calls:.1f}", f"{cpu_ms:.2f}", f"{p50_ms:.2f}", f"{p99_ms:.2f}")
-            table.add_row(level.name, str(seen), str(calls), *values)
+            told = f"{seen} open, {calls} calls, {answer['messages'] / calls:.1f} messages each"
+            self.rows.append(Row(f"streams {level.gap_s:g}", level.name, cpu_ms, p50_ms, p99_ms, told))
             how = f"{DELTAS}-delta streams, open loop at {level.rate_per_s:g}/s, {calls} calls, {seen} open at once"
             cpu = f"{how}; user + system time of the router's process, less what it takes when idle"
             self.figures.append(Figure(f"CPU per stream, {level.name}", "ms", [cpu_ms], cpu))
             self.figures.append(Figure(f"first token p50, {level.name}", "ms", [p50_ms], how))
             self.figures.append(Figure(f"first token p99, {level.name}", "ms", [p99_ms], how))
-        return table
 
     def _stream(self, level: Level) -> tuple[int, int, float, float, Any]:
         """Calls, how many were open at once, CPU seconds, seconds that it took, and the answer of the load."""
@@ -212,11 +223,19 @@ def _create(stub: Any, number: int) -> str:
     return tenant_id
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title)
-    table.add_column(first)
-    for heading in others:
+def table_of(rows: Sequence[Row]) -> Table:
+    """All rows, each with its cost over that of the first of its kind."""
+    table = Table(title="How the router's cost grows")
+    table.add_column("")
+    for heading in ("CPU ms per call", "over the first", "p50 ms", "p99 ms"):
         table.add_column(heading, justify="right")
+    table.add_column("")
+    first: dict[str, Row] = {}
+    for row in rows:
+        over = row.cpu_ms / first.setdefault(row.kind, row).cpu_ms
+        table.add_row(
+            row.name, f"{row.cpu_ms:.2f}", f"{over:.2f} x", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", row.told
+        )
     return table
 
 
@@ -235,10 +254,13 @@ def main(arguments: Sequence[str]) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     try:
         with running_site(_SETTINGS) as site:
-            growth = Growth(site, SMOKE if options.smoke else FULL, [])
-            for part in options.parts or PARTS:
-                console.print(getattr(growth, part)())  # at once: the other part may fail
-            signal.alarm(0)
+            growth = Growth(site, SMOKE if options.smoke else FULL)
+            try:
+                for part in options.parts or PARTS:
+                    getattr(growth, part)()
+            finally:
+                signal.alarm(0)
+                console.print(table_of(growth.rows))  # what there is: a later level may have failed
     except (BenchFailed, AssertionError, OSError, ValueError, grpc.RpcError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
