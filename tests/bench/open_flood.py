@@ -28,6 +28,7 @@ _CONNECTIONS: Final = 8
 _MOST_OPEN: Final = 240  # of the 250 streams that the server takes on one connection
 _WIDE_WINDOW: Final = 1 << 30
 _LAST_ANSWERS_S: Final = 2.0
+_PATIENT_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -37,12 +38,34 @@ class Flood:
     begun: int = 0
     served_ms: list[float] = field(default_factory=list)
     refused_ms: list[float] = field(default_factory=list)
+    served_meanwhile: int = 0  # of those served: before the last call was begun
     codes: Counter[str] = field(default_factory=Counter)  # of those refused: numbers as gRPC has them
     seconds: float = 0.0
 
 
-def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, deadline_s: float) -> Flood:
-    """An open loop of `Complete`. Raises BenchFailed when the server ends a connection."""
+def saturate(target: str, tenants: Sequence[str], *, in_flight: int, seconds: float) -> float:
+    """A closed loop of `Complete`: calls served per second. Raises BenchFailed when one is not."""
+    told = flood(
+        target, tenants, per_s=1e6, seconds=seconds, deadline_s=_PATIENT_S, most_open=in_flight // _CONNECTIONS
+    )
+    if told.refused_ms or len(told.served_ms) < told.begun:
+        raise BenchFailed(f"of {told.begun} calls in a closed loop {len(told.served_ms)} were served")
+    return told.served_meanwhile / told.seconds
+
+
+def flood(
+    target: str,
+    tenants: Sequence[str],
+    *,
+    per_s: float,
+    seconds: float,
+    deadline_s: float,
+    most_open: int = _MOST_OPEN,
+) -> Flood:
+    """An open loop of `Complete`, as long as no connection has `most_open` calls open.
+
+    Raises BenchFailed when the server ends a connection.
+    """
     told = Flood()
     links = [
         Link(target, "Complete", request_for(tenants[i % len(tenants)], "one"), told, deadline_s=deadline_s)
@@ -55,11 +78,11 @@ def flood(target: str, tenants: Sequence[str], *, per_s: float, seconds: float, 
         while (passed_s := time.monotonic() - started_s) < seconds:
             due = int(passed_s * per_s) - told.begun
             for link in links:
-                count = min(-(-due // len(links)), _MOST_OPEN - len(link.intended_s))
+                count = min(-(-due // len(links)), most_open - len(link.intended_s))
                 if count > 0:
                     link.begin([started_s + (told.begun + i) / per_s for i in range(count)])
             read_ready(selector, 0.001)
-        told.seconds = time.monotonic() - started_s
+        told.seconds, told.served_meanwhile = time.monotonic() - started_s, len(told.served_ms)
         ends_s = time.monotonic() + _LAST_ANSWERS_S
         while any(link.intended_s for link in links) and time.monotonic() < ends_s:
             read_ready(selector, 0.05)

@@ -3,10 +3,10 @@
     python -m tests.bench.overload [--times 5] [--seconds 10] [--deadline-s 5]
 
 "Told no" is every answer without content in time: calls that gRPC's core resets because too many wait, refusals at the
-entry, and those that the router gives when a deadline is about to pass. The peak is that of a closed loop just before,
-whose client costs more than the flood's, so that goodput may be above it. Bulkheads are out of the way (4,000 at a
-time), so that nothing but these lines of defence stands between the load and the router. Client, provider, ledger and
-Postgres share the machine.
+entry, and those that the router gives when a deadline is about to pass. Goodput is what was served before the flood
+ended; the peak is that of a closed loop of the same client just before. Bulkheads are out of the way (4,000 at a time),
+so that nothing but the two lines of defence stands between load and router. Client, provider, ledger and Postgres share
+the machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.figures import percentile
-from tests.bench.open_flood import flood
+from tests.bench.open_flood import flood, saturate
 from tests.bench.processes import BenchFailed, idle_s
 from tests.bench.report import machine
 from tests.bench.site import Site, running_site
 
-_WARM_UP: Final = 400
-_PEAK_CALLS: Final = 1_500
+_WARM_UP_S: Final = 2.0
+_PEAK_S: Final = 5.0
 _PEAK_IN_FLIGHT: Final = 64
 _QUIET_RATE_PER_S: Final = 20.0
 _QUIET_CALLS: Final = 60
@@ -66,8 +66,8 @@ class Outcome:
 
 def measure(site: Site, *, times: float, seconds: float, deadline_s: float) -> Outcome:
     """Peak, quiet, flood, quiet again. Raises BenchFailed when a call outside of the flood fails."""
-    _run(site, "closed", count=_WARM_UP, in_flight=_PEAK_IN_FLIGHT)
-    peak_per_s = _PEAK_CALLS / _run(site, "closed", count=_PEAK_CALLS, in_flight=_PEAK_IN_FLIGHT)["seconds"]
+    saturate(site.router, site.tenants, in_flight=_PEAK_IN_FLIGHT, seconds=_WARM_UP_S)
+    peak_per_s = saturate(site.router, site.tenants, in_flight=_PEAK_IN_FLIGHT, seconds=_PEAK_S)
     quiet_before_ms = _quiet_ms(site)
     rate_per_s = times * peak_per_s
     router_s, idle_s_before, began_s = site.router_process.cpu_s(), idle_s(), time.monotonic()
@@ -79,7 +79,7 @@ def measure(site: Site, *, times: float, seconds: float, deadline_s: float) -> O
     return Outcome(
         peak_per_s=peak_per_s,
         begun_per_s=told.begun / told.seconds,
-        goodput_per_s=len(served) / told.seconds,
+        goodput_per_s=told.served_meanwhile / told.seconds,
         served=len(served),
         refused=len(refused),
         codes=told.codes,
