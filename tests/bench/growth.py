@@ -37,7 +37,12 @@ from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 PARTS: Final = ("tenants", "streams")
 _TENANTS: Final = "tenants"
 # More than the streams wanted, since a stream takes longer where the machine is busy.
-_SETTINGS: Final = {"ROUTER_MAX_RUNNING_PER_TENANT": "1000", "ROUTER_MAX_RUNNING_PER_PROVIDER": "4000"}
+# A load that is late itself begins hundreds at once, which on its own is no flood.
+_SETTINGS: Final = {
+    "ROUTER_MAX_RUNNING_PER_TENANT": "1000",
+    "ROUTER_MAX_RUNNING_PER_PROVIDER": "4000",
+    "ROUTER_MAX_WAITING_RPCS": "2000",
+}
 _IN_FLIGHT: Final = 32
 _CREATORS: Final = 16
 _SETTLE_S: Final = 0.7
