@@ -22,7 +22,6 @@ from router_service.providers.error_mapping import error_from_response, sentence
 from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.openai_chat import ChatDecoder
 from router_service.providers.quota_headers import parse_quota
-from router_service.providers.read_window import BURST_BYTES
 from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
 from router_service.providers.transport import EgressRefused, hold_reading
 from router_service.providers.vendor import Vendor
@@ -73,7 +72,7 @@ class OpenAiProvider:
             async for data in arrivals:
                 had_begun = decoder.has_content
                 items = _items_of(decoder, body.feed(data))
-                _gather(response, decoder, had_begun=had_begun, arrived=len(data))
+                _gather(response, decoder, had_begun=had_begun)
                 for item in items:
                     yield item
                 if decoder.is_over:
@@ -225,13 +224,13 @@ def _items_of(decoder: ChatDecoder, events: list[SseEvent]) -> list[ProviderItem
     return [*decoder.identity(), *deltas]
 
 
-def _gather(response: httpx.Response, decoder: ChatDecoder, *, had_begun: bool, arrived: int) -> None:
+def _gather(response: httpx.Response, decoder: ChatDecoder, *, had_begun: bool) -> None:
     """Begin a read window, in a stream that trickles.
 
-    Not after the first content, because a short answer ends right behind it; not after the finish reason or after much
-    at once, because what is missing then is on its way.
+    Not after the first content, because a short answer ends right behind it; nor after the finish reason, because what
+    is missing then is on its way.
     """
-    if had_begun and decoder.expects_content and arrived < BURST_BYTES:
+    if had_begun and decoder.expects_content:
         hold_reading(response)
 
 

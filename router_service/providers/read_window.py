@@ -11,7 +11,7 @@ import socket
 from typing import Final, Protocol
 
 # More than this is no trickle: it wakes the reader at once, so that a burst is not held up.
-BURST_BYTES: Final = 16 << 10
+BURST_BYTES: Final = 8 << 10
 
 
 class HoldableSocket(Protocol):

@@ -1,7 +1,7 @@
 """HTTP to one provider: the httpx seam (`httpx.Request` in, `httpx.Response` out) over aiohttp's connections.
 
 Called directly with a prebuilt request, never through `httpx.AsyncClient`: client and default transport of httpx cost
-many times what the request itself does. The response's stream yields all bytes that have arrived at once.
+many times what the request itself does. The response's stream yields what has arrived at once.
 
 What it refuses: any origin but the one it was made for, addresses outside the egress policy, redirects (a 3xx is an
 answer like any other), content-encodings (none was asked for), proxies and cookies from the environment, huge headers.
@@ -23,11 +23,15 @@ from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from router_service.providers.bounded_reads import BoundedConnector
 from router_service.providers.egress import EgressPolicy
-from router_service.providers.read_window import HoldableSocket, ReadWindows
+from router_service.providers.read_window import BURST_BYTES, HoldableSocket, ReadWindows
 
 _OWN_HEADERS: Final = frozenset({"host", "content-length", "connection", "transfer-encoding"})  # aiohttp writes these
 _AUTOMATIC_HEADERS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+# The most that one step of a body yields. What a caller does not read waits in pieces of this size: one as bytes, one
+# as text, and one on its way out. It is what a burst is, too: whoever gets a whole piece is not reading a trickle.
+SLICE_BYTES: Final = BURST_BYTES
 _Refusal = Callable[[str], str | None]
 
 
@@ -119,7 +123,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the transport is closed", request=request)
         if self._session is None:  # made late, because aiohttp wants the running loop
             limits = self._limits
-            connector = aiohttp.TCPConnector(
+            connector = BoundedConnector(
+                max_read_bytes=2 * SLICE_BYTES,
                 limit=limits.max_connections,
                 keepalive_timeout=limits.idle_expiry_s,
                 ttl_dns_cache=limits.dns_ttl_s,
@@ -131,6 +136,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
+                read_bufsize=SLICE_BYTES,
                 trust_env=False,
                 skip_auto_headers=_AUTOMATIC_HEADERS,
                 max_line_size=limits.max_header_line_bytes,
@@ -188,30 +194,37 @@ class _CheckedResolver(AbstractResolver):
 
 
 class _ArrivalStream(httpx.AsyncByteStream):
-    """A response's body. Each step yields everything that has arrived; closing before the end drops the connection."""
+    """A body. Each step yields what has arrived, a slice at most; closing before the end drops the connection."""
 
     def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, windows: ReadWindows) -> None:
         self._answer = answer
         self._request = request
         self._windows = windows
         self._socket: HoldableSocket | None = None  # while it may be held
+        self._last_was_full = False
+        self._is_burst = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            data = await self._answer.content.readany()
+            data = await self._answer.content.read(SLICE_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             raise _fault_in_body(error, self._request) from error
         if self._socket is not None:
             self._let_go(self._socket)
         if not data:
             raise StopAsyncIteration
+        is_full = len(data) == SLICE_BYTES
+        self._is_burst = is_full or self._last_was_full  # the end of one is none the less part of it
+        self._last_was_full = is_full
         return data
 
     def hold(self) -> None:
         """See `hold_reading`."""
+        if self._is_burst:
+            return
         connection = self._answer.connection  # None after the end of the body: it may be another request's by now
         if connection is not None and connection.transport is not None:
             self._socket = connection.transport.get_extra_info("socket")
@@ -229,7 +242,10 @@ class _ArrivalStream(httpx.AsyncByteStream):
 
 
 def hold_reading(response: httpx.Response) -> None:
-    """Let what arrives from now on gather until the window is over; one step of the stream then yields all of it."""
+    """Let what arrives from now on gather until the window is over; one step of the stream then yields all of it.
+
+    Not after a burst: its rest is on its way, and gathering would only delay it.
+    """
     if isinstance(response.stream, _ArrivalStream):
         response.stream.hold()
 

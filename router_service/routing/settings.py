@@ -16,7 +16,9 @@ class RoutingSettings:
     min_start_s: float = 0.05  # with less time left no attempt begins: the answer could not reach the caller
     answer_margin_s: float = 0.05  # taken off the caller's deadline, so that we can still say what happened
     total_s: float = 600.0  # cap of a request without a deadline
-    max_unread: int = 256 * 1024  # waiting for a slow caller before the provider is held back
+    max_unread: int = (
+        8 * 1024
+    )  # waiting for a slow caller before the provider is held back; one more piece is under way
     max_answer: int = 4 * 1024 * 1024  # what gRPC clients take in one message; a longer one is the provider's fault
     drain_s: float = 30.0  # how long a stream whose caller left is read to its end
     max_drain: int = 4 * 1024 * 1024

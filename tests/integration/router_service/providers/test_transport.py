@@ -12,12 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp.client_proto import ResponseHandler
 
 from router_service.domain.errors import FailureKind
 from router_service.providers.catalog import CATALOG, build_catalog
 from router_service.providers.egress import EgressPolicy, parse_networks
 from router_service.providers.provider_set import HttpSettings, build_providers
-from router_service.providers.transport import AiohttpTransport, ConnectionLimits, EgressRefused
+from router_service.providers.transport import SLICE_BYTES, AiohttpTransport, ConnectionLimits, EgressRefused
 from tests.support.certificates import self_signed
 from tests.support.provider_requests import Asker, at, candidate, collect, completion, credential
 from tests.support.provider_server import ScriptedProvider
@@ -181,6 +182,40 @@ async def test_bytes_that_are_no_http_are_a_protocol_error(answer: bytes, open_t
     """B9."""
     with pytest.raises(httpx.RemoteProtocolError):
         await raw_answer(answer, open_transport)
+
+
+async def test_what_nobody_reads_stays_outside_but_for_a_few_slices(
+    open_transport: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = bytes(range(256)) * 4096
+    let_in = 0
+    take = ResponseHandler.data_received
+
+    def count(handler: ResponseHandler, data: bytes) -> None:
+        nonlocal let_in
+        let_in += len(data)
+        take(handler, data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+    monkeypatch.setattr(ResponseHandler, "data_received", count)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        response = await open_transport(url).handle_async_request(get(url))
+        arrivals = aiter(response.stream)  # type: ignore[arg-type]
+        slices = [await anext(arrivals)]
+        for _ in range(50):
+            await asyncio.sleep(0)  # the loop would read on if it were let
+        let_in_for_one_slice = let_in
+        slices += [data async for data in arrivals]
+
+        assert let_in_for_one_slice <= 6 * SLICE_BYTES
+        assert max(len(data) for data in slices) <= SLICE_BYTES
+        assert b"".join(slices) == body
 
 
 async def test_switching_protocols_is_an_answer_like_any_other(open_transport: Open) -> None:
