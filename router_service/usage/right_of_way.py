@@ -89,8 +89,9 @@ class RightOfWay:
         return self._idle_s() < _REQUESTS_WITHIN_S
 
     def waited_for_journal(self, wait_s: float) -> None:
-        """A request waited so long for its record to be on disk, until now."""
-        self._journal_waits = self._journal_waits.plus(wait_s, is_calm=self._was_calm(wait_s))
+        """A request waited so long for its record to be on disk, until now. Costs nothing while no backlog goes."""
+        if self._is_listening:
+            self._journal_waits = self._journal_waits.plus(wait_s, is_calm=self._was_calm(wait_s))
 
     @asynccontextmanager
     async def turn(self, batches: Batches, wait: Callable[[float], Awaitable[None]]) -> AsyncIterator[Turn]:
@@ -125,8 +126,12 @@ class RightOfWay:
     def _was_calm(self, wait_s: float) -> bool:
         return not self._is_under_way and self._now_s() - wait_s > self._last_batch_s
 
+    @property
+    def _is_listening(self) -> bool:
+        return self._listener is not None and not self._listener.done()
+
     def _listen(self) -> None:
-        if self._listener is None or self._listener.done():
+        if not self._is_listening:
             self._looked_at_s, self._sent_since = self._now_s(), 0
             self._loop_waits = self._journal_waits = Waits()
             self._last_batch_s = self._now_s()
