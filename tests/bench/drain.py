@@ -84,6 +84,7 @@ class Drain:
                 self.site.usage.signal(signal.SIGCONT)
             self.beside.append(beside)
             self.alone.append(alone)
+            print(f"beside: {self.line(beside)}\nalone:  {self.line(alone)}", flush=True)
             await self._resumed()
 
     async def _resumed(self) -> None:
@@ -192,8 +193,6 @@ async def _measure(site: Site, options: argparse.Namespace) -> int:
             after = await run.phase()
         await drained(site, at_most=0)
         seen += callers.seen
-    for beside, alone in zip(run.beside, run.alone, strict=True):
-        print(f"beside: {run.line(beside)}\nalone:  {run.line(alone)}")
     print(f"after:  {run.line(after)}\nthe whole took {drained_s - up_s:.0f} s with the frozen times")
     _print_ratios(run, before, after)
     return await books_differ(site, seen)
