@@ -42,14 +42,16 @@ _AT_ONCE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """From when to when, in monotonic seconds; how many events of the backlog went meanwhile, and the CPU seconds that
-    each process took.
+    """From when to when, in monotonic seconds; how many events of the backlog went meanwhile, the CPU seconds that each
+    process took, and at its end the router's pace in events a second (0: nothing is held back) and the strain.
     """
 
     begin_s: float
     end_s: float
     gone: int
     cpu_s: dict[str, float]
+    pace_per_s: float
+    strain: float
 
 
 @dataclass
@@ -68,7 +70,10 @@ class Drain:
         await asyncio.sleep(self.phase_s)
         after = await asyncio.to_thread(self.site.waiting)
         taken = {name: total - cpu_s[name] for name, total in self._cpu_s().items()}
-        return Phase(begin_s, time.monotonic(), before - after, taken)
+        end_s = time.monotonic()
+        pace_per_s = await asyncio.to_thread(self.site.metric, "turnpike_router_usage_backlog_events_per_second")
+        strain = await asyncio.to_thread(self.site.metric, "turnpike_router_usage_backlog_strain_ratio")
+        return Phase(begin_s, end_s, before - after, taken, pace_per_s, strain)
 
     async def by_turns(self, rounds: int, enough: int) -> None:
         """Beside the drain, then with usage_service frozen, again and again while more than `enough` events wait."""
@@ -105,7 +110,8 @@ class Drain:
         length_s = phase.end_s - phase.begin_s
         cpu = ", ".join(f"{name} {taken / length_s:.2f}" for name, taken in phase.cpu_s.items())
         calls = self.callers.between(phase.begin_s, phase.end_s)
-        return f"{calls}; {phase.gone / length_s:,.0f} events/s gone; cores: {cpu}"
+        pace = f", pace {phase.pace_per_s:,.0f} at strain {phase.strain:.2f}" if phase.pace_per_s else ""
+        return f"{calls}; {phase.gone / length_s:,.0f} events/s gone{pace}; cores: {cpu}"
 
     def p99_ms(self, phase: Phase) -> float:
         """Of the calls that were meant to begin in the phase. Raises BenchFailed when they are too few."""

@@ -135,11 +135,15 @@ class Site:
 
     def waiting(self) -> int:
         """Events in the router's journal that the ledger has not acknowledged."""
+        return int(self.metric("turnpike_router_journal_waiting_events"))
+
+    def metric(self, name: str) -> float:
+        """A metric of the router that has no labels, as it is now."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.router_port + 1000}/metrics", timeout=5) as answer:
             for line in answer.read().decode().splitlines():
-                if line.startswith("turnpike_router_journal_waiting_events"):
-                    return int(float(line.split()[-1]))
-        raise BenchFailed("the router does not say how many events wait")
+                if line.startswith(f"{name} "):
+                    return float(line.split()[-1])
+        raise BenchFailed(f"the router does not say {name}")
 
     async def sample(self) -> None:
         """Look at the router once a second, for ever."""
