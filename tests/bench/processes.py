@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -83,7 +84,11 @@ class Tree:
 
     def cpu_s(self) -> float:
         """User and system time since the start, in seconds, of the processes that still run."""
-        return sum(_cpu_s(pid) for pid in self._pids())
+        total_s = 0.0
+        for pid in self._pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                total_s += _cpu_s(pid)
+        return total_s
 
     def rss_mib(self) -> float:
         """Resident memory; shared pages count in each process."""
@@ -104,11 +109,11 @@ def idle_s() -> float:
 
 def children(pid: int) -> Sequence[int]:
     """The processes that `pid` has started and that still run."""
-    return [
-        int(child)
-        for tasks in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in tasks.read_text(encoding="ascii").split()
-    ]
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += map(int, tasks.read_text(encoding="ascii").split())
+    return found
 
 
 def child_running(pid: int, module: str) -> int:
