@@ -80,9 +80,14 @@ class Connection:
         self._unread = b""
         self._next_stream = 1
         self._with_content: set[int] = set()
+        self._open: set[int] = set()
         self.told = Told()
-        self.open = 0
         self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0))
+
+    @property
+    def open(self) -> int:
+        """Calls without an answer yet."""
+        return len(self._open)
 
     def begin(self, count: int) -> None:
         """Begin so many calls with one write."""
@@ -90,8 +95,8 @@ class Connection:
         for _ in range(count):
             parts.append(frame(HEADERS, END_HEADERS, self._next_stream, self._block))
             parts.append(frame(DATA, END_STREAM, self._next_stream, self._body))
+            self._open.add(self._next_stream)
             self._next_stream += 2
-        self.open += count
         self._socket.sendall(b"".join(parts))
 
     def fileno(self) -> int:
@@ -137,7 +142,9 @@ class Connection:
         return b""
 
     def _ended(self, stream: int, *, is_whole: bool) -> None:
-        self.open -= 1
+        if stream not in self._open:
+            return  # a call that gRPC's core refuses is ended twice: by its status, then by a reset
+        self._open.remove(stream)
         if is_whole and stream not in self._with_content:
             self.told.refused += 1
         else:
