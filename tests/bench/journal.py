@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvloop
@@ -29,22 +26,13 @@ from router_service.usage.right_of_way import RightOfWay
 from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
 from tests.bench.journal_timeline import Span, Timeline, watching
+from tests.bench.usage_sink import usage_sink
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
-from tests.support.fake_usage_service import FakeUsageService, serving
 
 _ROUND_S = 4.0
 _COMMIT_BYTES = 5 * 4096  # what SQLite's log grows by for one record
 _SYNCS_AT_ONCE = 150
 _SLOWEST = 8
-
-
-class _Counting(FakeUsageService):
-    """Answers everything and keeps nothing: a million events would fill its memory."""
-
-    async def RecordUsage(self, request, context):  # type: ignore[no-untyped-def]  # as the base has it
-        response = await super().RecordUsage(request, context)
-        self.batches.clear()
-        return response
 
 
 def _open(directory: Path, metrics: UsageMetrics | None = None) -> SqliteJournal:
@@ -222,16 +210,6 @@ def _rss_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _usage_service(pipe: Connection) -> None:
-    async def serve() -> None:
-        async with serving(_Counting()) as target:
-            pipe.send(target)
-            with contextlib.suppress(EOFError):
-                await asyncio.to_thread(pipe.recv)  # until the bench ends, however it ends
-
-    uvloop.run(serve())
-
-
 async def _run(options: argparse.Namespace, target: str) -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         await _cost(Path(directory))
@@ -247,15 +225,8 @@ def main() -> None:
     parser.add_argument("--outage-s", type=float, default=30.0, help="how long nobody takes the events")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    service = context.Process(target=_usage_service, args=(theirs,), daemon=True)
-    service.start()
-    theirs.close()  # so that the service hears of the end of the other
-    try:
-        uvloop.run(_run(options, ours.recv()))
-    finally:
-        service.kill()
+    with usage_sink() as target:
+        uvloop.run(_run(options, target))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tests.bench.load import CHANNELS
 from tests.bench.pair import Pair
 from tests.bench.processes import Tree
 from tests.bench.site import Site
+from tests.bench.usage_event import AT_ONCE
 
 ROUTER, NAIVE, DIRECT = "router", "naive", "direct"
 
@@ -37,6 +38,7 @@ class Plan:
     frozen: int = 1_000
     open_loop: int = 120
     batches: int = 24
+    usage_events: int = 6_400
     settle_s: float = 0.7  # after each load: what it left to be done, such as reporting usage, belongs to its cost
     pair_starts_first: bool = True  # else while the first loads run, which saves seconds and spoils figures
 
@@ -57,6 +59,7 @@ SMOKE: Final = Plan(
     frozen=50,
     open_loop=10,
     batches=2,
+    usage_events=320,
     settle_s=0.1,
     pair_starts_first=False,
 )
@@ -86,6 +89,10 @@ _WORKERS = (
     "the port of one worker"
 )
 _TREE = "user + system time of all the router's processes"
+_EVENT = (
+    f"journal, two records synced, and sender in a process of their own, {AT_ONCE} attempts at a time, until "
+    f"acknowledged by a ledger that keeps nothing; {FULL.usage_events:,} a round"
+)
 _MEMORY = (
     f"{FULL.memory_blocks * FULL.memory_block:,} unary requests, {_CPU_IN_FLIGHT} in flight, after the rounds above"
 )
@@ -134,6 +141,7 @@ _FIGURES: Final[Mapping[str, tuple[str, str, Target | None]]] = {
     ),
     "CPU per stream, one worker": ("ms", f"{_WORKERS}; {_TREE}", None),
     "CPU per stream, two workers": ("ms", f"{_WORKERS}; {_TREE}", None),
+    "router CPU per usage event": ("us", _EVENT, Target(60.0)),
     "ledger events through RecordUsage": (
         "events/s",
         f"durable, with rollups; batches of {_BATCH_EVENTS}, {_BATCHES_IN_FLIGHT} in flight over one connection",
@@ -184,6 +192,7 @@ class Bench:
             self._latency((DIRECT, *order))
             self._saturation()
             self._workers(number)
+            self._usage_events()
             self._ingest()
             self._add("router RSS after the load", self.site.router_process.rss_mib())
         after = self.samples["router RSS after the load"]
@@ -315,6 +324,11 @@ class Bench:
                 rss_mib = process.rss_mib()
             self._add("router RSS, frozen readers", rss_mib)
             self._add("frozen readers over idle", rss_mib - idle_mib)
+
+    def _usage_events(self) -> None:
+        events = self.site.usage_events
+        events.write_line(str(self.plan.usage_events))
+        self._add("router CPU per usage event", float(events.read_line(within_s=_LOAD_TIMEOUT_S)))
 
     def _ingest(self) -> None:
         process = self.site.usage_process

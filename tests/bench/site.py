@@ -38,6 +38,7 @@ class Site:
     naive_process: Tree
     usage_process: Tree
     load: Helper
+    usage_events: Helper
 
     def run(self, kind: str, target: str, *, within_s: float, **command: Any) -> Mapping[str, Any]:
         """Have the load process carry out one command; its answer. Raises BenchFailed when a call failed."""
@@ -75,6 +76,7 @@ def running_site(settings: Mapping[str, str] | None = None) -> Iterator[Site]:
         # All start at once and are waited for afterwards: a start is mostly imports, on one core each.
         naive = ends.enter_context(Helper("tests.bench.naive", f"http://{provider_address}/v1"))
         load = ends.enter_context(Helper("tests.bench.load"))
+        usage_events = ends.enter_context(Helper("tests.bench.usage_event"))
         stack = Stack(
             directory / "data",
             {
@@ -87,7 +89,8 @@ def running_site(settings: Mapping[str, str] | None = None) -> Iterator[Site]:
         stack.start()
         assert stack.process is not None
         naive_address = f"127.0.0.1:{int(naive.read_line(within_s=_START_S))}"
-        load.read_line(within_s=_START_S)
+        for helper in (load, usage_events):
+            helper.read_line(within_s=_START_S)
         yield Site(
             provider=provider_address,
             router=stack.router,
@@ -99,6 +102,7 @@ def running_site(settings: Mapping[str, str] | None = None) -> Iterator[Site]:
             naive_process=Tree(naive.pid),
             usage_process=Tree(child_running(stack.process.pid, "usage_service")),
             load=load,
+            usage_events=usage_events,
         )
 
 
