@@ -72,6 +72,7 @@ class OpenAiProvider:
             async for data in arrivals:
                 had_begun = decoder.has_content
                 items = _items_of(decoder, body.feed(data))
+                del data  # the items may wait here for a slow caller; what they were read from need not
                 _gather(response, decoder, had_begun=had_begun)
                 for item in items:
                     yield item
