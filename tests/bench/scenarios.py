@@ -71,8 +71,12 @@ _BATCH_EVENTS = 500
 _BATCHES_IN_FLIGHT = 4
 _LOAD_TIMEOUT_S = 60.0
 
-# Default limits let a provider have 256 requests at a time: too few for a thousand readers.
-SETTINGS: Final = {"ROUTER_MAX_RUNNING_PER_TENANT": "300", "ROUTER_MAX_RUNNING_PER_PROVIDER": "1024"}
+# Default limits let a provider have 256 requests at a time, and 250 wait: too few for a thousand readers at once.
+SETTINGS: Final = {
+    "ROUTER_MAX_RUNNING_PER_TENANT": "300",
+    "ROUTER_MAX_RUNNING_PER_PROVIDER": "1024",
+    "ROUTER_MAX_WAITING_RPCS": "2000",
+}
 
 # Where the contract of a figure is kept: its unit, its target, and under what conditions it holds.
 _CPU = f"user + system time of the proxy's process, {_CPU_IN_FLIGHT} in flight over {CHANNELS} connections"
