@@ -163,7 +163,7 @@ bench-routing: $(VENV)/.dev ## failover and isolation under faults: amplificatio
 	$(BIN)/python -m tests.bench.isolation
 
 .PHONY: bench-overload
-bench-overload: $(VENV)/.dev ## five times what the router can serve: goodput, refusals, recovery; two minutes
+bench-overload: $(VENV)/.dev ## five times what the router can serve: goodput, refusals, recovery; five minutes
 	$(BIN)/python -m tests.bench.overload
 
 .PHONY: bench-growth
