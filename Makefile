@@ -132,8 +132,9 @@ fuzz: $(VENV)/.fuzz ## opt-in: fuzz what reads a provider's bytes: SECONDS_PER_T
 	$(VENV)/fuzz/bin/python -m tests.fuzz --seconds $(SECONDS_PER_TARGET)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## measure, and print the figures
+bench: $(VENV)/.dev ## measure router and ledger, and print the figures; a quarter of an hour
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.ledger --events 200000 --rows 10000,1000000
 
 .PHONY: bench-journal
 bench-journal: $(VENV)/.dev ## what the journal costs, how a backlog of a million drains, memory in an outage; ten minutes and more
@@ -171,7 +172,7 @@ bench-growth: $(VENV)/.dev ## how the router's cost grows: 10 to 10,000 tenants,
 	$(BIN)/python -m tests.bench.growth
 
 .PHONY: bench-ledger
-bench-ledger: $(VENV)/.dev ## measure the ledger: ingest, a million events replayed, 10 million rows; half an hour
+bench-ledger: $(VENV)/.dev ## the ledger's part at full size: a million events replayed, 10 million rows; half an hour
 	$(BIN)/python -m tests.bench.ledger
 
 .PHONY: lock

@@ -17,6 +17,7 @@ from typing import Any, Final
 import grpc
 import uvloop
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from service_runtime.ids import uuid7
 from tests.bench.direct import DirectClient
@@ -25,6 +26,7 @@ from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb
 
 CHANNELS: Final = 4
 _TIMEOUT_S: Final = 30.0
+_TENANTS: Final = tuple(f"00000000-0000-4000-8000-{tenant:012d}" for tenant in range(20))  # whom `ingest` has events of
 # The first byte of a StreamCompletionResponse is the tag of its event: field number and wire type.
 _DELTA_TAG: Final = router_service_pb2.StreamCompletionResponse(delta=completion_pb2.ContentDelta(text="x"))
 _FIRST_BYTE_OF_DELTA: Final = _DELTA_TAG.SerializeToString()[0]
@@ -124,15 +126,39 @@ async def ingest(channel: grpc.aio.Channel, *, batches: int, events: int, in_fli
     return await closed_loop(record, count=batches, in_flight=in_flight)
 
 
+async def report(channel: grpc.aio.Channel, *, name: str, count: int, days: int) -> Mapping[str, Any]:
+    """`count` times one report of UsageService over the last `days`, one at a time, for the tenants of `ingest` in
+    turn: milliseconds of each call, ascending.
+    """
+    method: _Method = channel.unary_unary(f"/turnpike.usage.v1.UsageService/{name}")
+    until = Timestamp()
+    until.GetCurrentTime()
+    since = Timestamp(seconds=until.seconds - 86_400 * days)
+    # Every report's request has tenant and window in the same fields, so one message serves for all.
+    requests = [
+        usage_service_pb2.GetTenantUsageStatsRequest(
+            tenant_id=tenant, start_time=since, end_time=until
+        ).SerializeToString()
+        for tenant in _TENANTS
+    ]
+    took_ms: list[float] = []
+    for number in range(count):
+        started_s = time.monotonic()
+        answer = await method(requests[number % len(requests)], timeout=_TIMEOUT_S)
+        took_ms.append((time.monotonic() - started_s) * 1_000)
+        if not answer:
+            raise ValueError(f"{name} has nothing to report")
+    return {"count": count, "took_ms": sorted(took_ms)}
+
+
 def _batch(number: int, events: int) -> bytes:
-    tenants = [f"00000000-0000-4000-8000-{tenant:012d}" for tenant in range(20)]
     return usage_service_pb2.RecordUsageRequest(
         router_id="bench",
         epoch="bench",
         events=[
             usage_event_pb2.UsageEvent(
                 event_id=str(uuid7()),
-                tenant_id=tenants[index % len(tenants)],
+                tenant_id=_TENANTS[index % len(_TENANTS)],
                 request_id=str(uuid7()),
                 attempt=1,
                 provider=("groq", "openrouter")[index % 2],
@@ -165,6 +191,8 @@ class Load:
         kind, target = command.pop("kind"), command.pop("target")
         if kind == "ingest":
             return await ingest(self._channels_to(target)[0], **command)
+        if kind == "report":
+            return await report(self._channels_to(target)[0], **command)
         method, model, tenants = command.pop("method"), command.pop("model"), command.pop("tenants", ())
         loop = open_loop if kind == "open" else closed_loop
         if method == "direct":

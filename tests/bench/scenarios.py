@@ -39,6 +39,7 @@ class Plan:
     open_loop: int = 120
     batches: int = 24
     usage_events: int = 6_400
+    reports: int = 200
     settle_s: float = 0.7  # after each load: what it left to be done, such as reporting usage, belongs to its cost
     pair_starts_first: bool = True  # else while the first loads run, which saves seconds and spoils figures
 
@@ -60,6 +61,7 @@ SMOKE: Final = Plan(
     open_loop=10,
     batches=2,
     usage_events=320,
+    reports=20,
     settle_s=0.1,
     pair_starts_first=False,
 )
@@ -69,6 +71,7 @@ _SATURATION_IN_FLIGHT = 64
 _RATE_PER_S = 20.0
 _BATCH_EVENTS = 500
 _BATCHES_IN_FLIGHT = 4
+_REPORT_DAYS = 30
 _LOAD_TIMEOUT_S = 60.0
 
 # Default limits let a provider have 256 requests at a time, and 250 wait: too few for a thousand readers at once.
@@ -96,6 +99,10 @@ _TREE = "user + system time of all the router's processes"
 _EVENT = (
     f"journal, two records synced, and sender in a process of their own, {AT_ONCE} attempts at a time, until "
     f"acknowledged by a ledger that keeps nothing; {FULL.usage_events:,} a round"
+)
+_REPORT = (
+    f"over {_REPORT_DAYS} days, for the tenants of the events above by turns, one at a time, {FULL.reports} a round; "
+    "the ledger's own bench has a month of history"
 )
 _MEMORY = (
     f"{FULL.memory_blocks * FULL.memory_block:,} unary requests, {_CPU_IN_FLIGHT} in flight, after the rounds above"
@@ -152,6 +159,10 @@ _FIGURES: Final[Mapping[str, tuple[str, str, Target | None]]] = {
         None,
     ),
     "usage_service CPU per event": ("us", "user + system time of usage_service, without Postgres; same load", None),
+    "GetTenantUsageStats p50": ("ms", _REPORT, None),
+    "GetTenantUsageStats p99": ("ms", _REPORT, None),
+    "ListDailyCosts p50": ("ms", _REPORT, None),
+    "ListDailyCosts p99": ("ms", _REPORT, None),
     "router RSS idle": ("MiB", "ready, before the first completion", Target(90.0)),
     "router RSS after the load": ("MiB", "at the end of each round", None),
     "router RSS growth": ("MiB", "from the end of the first round to the end of the last", None),
@@ -198,6 +209,7 @@ class Bench:
             self._workers(number)
             self._usage_events()
             self._ingest()
+            self._reports()
             self._add("router RSS after the load", self.site.router_process.rss_mib())
         after = self.samples["router RSS after the load"]
         self._add("router RSS growth", after[-1] - after[0])
@@ -348,6 +360,19 @@ class Bench:
         events = self.plan.batches * _BATCH_EVENTS
         self._add("usage_service CPU per event", (process.cpu_s() - before_s) / events * 1e6)
         self._add("ledger events through RecordUsage", events / answer["seconds"])
+
+    def _reports(self) -> None:
+        for name in ("GetTenantUsageStats", "ListDailyCosts"):
+            answer = self.site.run(
+                "report",
+                self.site.usage,
+                within_s=_LOAD_TIMEOUT_S,
+                name=name,
+                count=self.plan.reports,
+                days=_REPORT_DAYS,
+            )
+            for label, fraction in (("p50", 0.5), ("p99", 0.99)):
+                self._add(f"{name} {label}", percentile(answer["took_ms"], fraction))
 
     def _closed(self, name: str, method: str, model: str, *, count: int, in_flight: int) -> Mapping[str, Any]:
         """`seconds` that the calls took together, and the `messages` that their streams brought."""
