@@ -1,4 +1,8 @@
-"""Attempts as the usage events that travel to the ledger."""
+"""Attempts as the usage events that travel to the ledger.
+
+A field appended to a serialised message is a field of that message, and the last of several counts. So what is known
+before an attempt begins is serialised once, and its end, its number and whatever follows is appended.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,12 @@ _FUNDING = {
 }
 _EVENTS_TAG = bytes([3 << 3 | 2])  # RecordUsageRequest.events: field 3, length-delimited
 _SEQUENCE_TAG = bytes([(21 << 3) & 0x7F | 0x80, 21 << 3 >> 7])  # UsageEvent.sequence: field 21, varint
+_INTERRUPTED = usage_event_pb2.UsageEvent(
+    status=usage_event_pb2.USAGE_STATUS_INTERRUPTED,
+    error_class="interrupted",
+    error_message="the router stopped while the attempt was running",
+    usage_source=token_usage_pb2.TOKEN_USAGE_SOURCE_ESTIMATED,
+).SerializeToString()
 _ABSORBED = bytes([13 << 3, 1])  # UsageEvent.absorbed: field 13, varint; appended, as the sequence is
 # What usage_service takes. An event beyond it would be refused for ever, and its tokens would be free.
 _MAX_NAME, _MAX_MESSAGE, _MAX_DECISION = 200, 500, 2000
@@ -48,15 +58,35 @@ _MAX_USD = Decimal(10) ** 12
 _LEDGER_UNIT = Decimal("0.000000000001")
 
 
-def interrupted_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
-    """What the ledger shall hold if the router dies before the attempt ends: the prompt, by estimate."""
-    event = _opened_event(opened)
-    event.status = usage_event_pb2.USAGE_STATUS_INTERRUPTED
-    event.error_class = "interrupted"
-    event.error_message = "the router stopped while the attempt was running"
-    event.usage_source = token_usage_pb2.TOKEN_USAGE_SOURCE_ESTIMATED
-    event.token_usage.input_tokens = opened.estimated_input_tokens
-    return event
+def opened_fields(opened: AttemptOpened) -> bytes:
+    """What is known of an attempt before it begins, serialised: every event of it begins with these bytes."""
+    return usage_event_pb2.UsageEvent(
+        event_id=str(opened.event_id),
+        tenant_id=str(opened.tenant_id),
+        request_id=str(opened.request_id),
+        attempt=opened.attempt,
+        provider=opened.provider,
+        model=_storable(opened.model, _MAX_NAME),
+        endpoint=_storable(opened.endpoint, _MAX_NAME),
+        user_id=_storable(opened.user_id, _MAX_NAME),
+        funding=_FUNDING[opened.funding],
+        labels={
+            _storable(key, _MAX_LABEL_KEY): _storable(value, _MAX_LABEL_VALUE)
+            for key, value in list(opened.labels.items())[:_MAX_LABELS]
+        },
+        task_type=opened.task_type,
+        # Half a JSON text is worse than none.
+        decision=opened.decision if len(opened.decision) <= _MAX_DECISION else "",
+    ).SerializeToString()
+
+
+def interrupted_event(fields: bytes, estimated_input_tokens: int) -> bytes:
+    """What the ledger shall hold if the router dies before the attempt ends: the prompt, by estimate.
+
+    A serialised UsageEvent, as all events here; `fields` as from `opened_fields`.
+    """
+    usage = token_usage_pb2.TokenUsage(input_tokens=estimated_input_tokens)
+    return fields + _INTERRUPTED + usage_event_pb2.UsageEvent(token_usage=usage).SerializeToString()
 
 
 def with_one_outcome(payloads: Sequence[bytes]) -> list[bytes]:
@@ -83,26 +113,27 @@ def _place(payload: bytes) -> tuple[str, int]:
     return event.request_id, event.attempt
 
 
-def settled_event(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:
-    """How the attempt ended."""
-    event = _opened_event(settled.opened)
-    answering_model = _storable(settled.model, _MAX_NAME)
-    if answering_model and answering_model != event.model:
-        event.requested_model = event.model
-        event.model = answering_model
-    event.status = _STATUS[settled.status]
-    event.error_class = settled.error_class
-    event.error_message = _storable(settled.error_message, _MAX_MESSAGE)
-    event.absorbed = settled.absorbed
-    event.usage_source = _SOURCE[settled.usage_source]
-    if settled.usage is not None:
-        event.token_usage.CopyFrom(token_usage_to_proto(settled.usage))
-    event.latency.CopyFrom(_duration(settled.latency_s))
-    if settled.time_to_first_token_s is not None:
-        event.time_to_first_token.CopyFrom(_duration(settled.time_to_first_token_s))
-    if settled.reported_cost_usd is not None:
-        event.provider_reported_cost_usd = _usd(settled.reported_cost_usd)
-    return event
+def settled_event(fields: bytes, settled: AttemptSettled) -> bytes:
+    """How the attempt ended; `fields` as from `opened_fields`.
+
+    A model that is named again at the end takes the place of the one in `fields`.
+    """
+    usage, first_token_s, cost_usd = settled.usage, settled.time_to_first_token_s, settled.reported_cost_usd
+    ended = usage_event_pb2.UsageEvent(
+        status=_STATUS[settled.status],
+        error_class=settled.error_class,
+        error_message=_storable(settled.error_message, _MAX_MESSAGE),
+        absorbed=settled.absorbed,
+        usage_source=_SOURCE[settled.usage_source],
+        token_usage=None if usage is None else token_usage_to_proto(usage),
+        latency=_duration(settled.latency_s),
+        time_to_first_token=None if first_token_s is None else _duration(first_token_s),
+        provider_reported_cost_usd="" if cost_usd is None else _usd(cost_usd),
+    )
+    answering, asked_for = _storable(settled.model, _MAX_NAME), _storable(settled.opened.model, _MAX_NAME)
+    if answering and answering != asked_for:
+        ended.model, ended.requested_model = answering, asked_for
+    return fields + ended.SerializeToString()
 
 
 def amended_event(payload: bytes, late: LateUsage) -> bytes:
@@ -123,8 +154,7 @@ def amended_event(payload: bytes, late: LateUsage) -> bytes:
 def record_usage_request(router_id: str, epoch: str, events: Iterable[tuple[bytes, int]]) -> bytes:
     """A serialised RecordUsageRequest of serialised events, each with its sequence.
 
-    A field appended to a serialised message is a field of that message, so no event is parsed: it travels as it was
-    frozen, with fields that this version does not know.
+    No event is parsed: it travels as it was frozen, with fields that this version does not know.
     """
     head = usage_service_pb2.RecordUsageRequest(router_id=router_id, epoch=epoch).SerializeToString()
     parts = [head]
@@ -142,27 +172,6 @@ def token_usage_to_proto(usage: TokenUsage) -> token_usage_pb2.TokenUsage:
         cached_read_tokens=usage.cached_read_tokens,
         cached_write_tokens=usage.cached_write_tokens,
         reasoning_tokens=usage.reasoning_tokens,
-    )
-
-
-def _opened_event(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
-    return usage_event_pb2.UsageEvent(
-        event_id=str(opened.event_id),
-        tenant_id=str(opened.tenant_id),
-        request_id=str(opened.request_id),
-        attempt=opened.attempt,
-        provider=opened.provider,
-        model=_storable(opened.model, _MAX_NAME),
-        endpoint=_storable(opened.endpoint, _MAX_NAME),
-        user_id=_storable(opened.user_id, _MAX_NAME),
-        funding=_FUNDING[opened.funding],
-        labels={
-            _storable(key, _MAX_LABEL_KEY): _storable(value, _MAX_LABEL_VALUE)
-            for key, value in list(opened.labels.items())[:_MAX_LABELS]
-        },
-        task_type=opened.task_type,
-        # Half a JSON text is worse than none.
-        decision=opened.decision if len(opened.decision) <= _MAX_DECISION else "",
     )
 
 

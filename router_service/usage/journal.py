@@ -21,7 +21,7 @@ import structlog
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled, HeldAttempt, LateUsage
 from router_service.usage import held_records
-from router_service.usage.encode import interrupted_event, settled_event
+from router_service.usage.encode import interrupted_event, opened_fields, settled_event
 from router_service.usage.group_commit import GroupCommit
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
 from router_service.usage.journal_space import JournalSpace
@@ -91,6 +91,7 @@ class SqliteJournal:
         self._space = space
         self._thread = GroupCommit(connection, space, metrics)
         self._live_at_s = -math.inf
+        self._fields: dict[bytes, bytes] = {}  # of the attempts that run, as `opened_fields` gives them
         self._waiting = 0
         self._count_waiting(recovery.waiting)
         metrics.held.set(recovery.held)
@@ -147,14 +148,16 @@ class SqliteJournal:
     async def opened(self, attempt: AttemptOpened) -> None:
         """See `routing.ports.UsageJournal`."""
         began_s = self._live_at_s = time.monotonic()
-        payload = interrupted_event(attempt).SerializeToString()
-        row = (attempt.event_id.bytes, payload, checksum(payload))
+        event_id, fields = attempt.event_id.bytes, opened_fields(attempt)
+        payload = interrupted_event(fields, attempt.estimated_input_tokens)
+        row = (event_id, payload, checksum(payload))
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row)
             crash_point(CrashPoint.JOURNAL_BEFORE_OPENED_SYNC)
 
         await self._thread.do(write, needs_room=True, then=self._metrics.records["opened",].inc)
+        self._fields[event_id] = fields
         crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
         self._on_opened(time.monotonic() - began_s)
 
@@ -166,8 +169,8 @@ class SqliteJournal:
         another, which does not follow now: it has become the outcome of its request.
         """
         self._live_at_s = time.monotonic()
-        payload = settled_event(attempt).SerializeToString()
         event_id = attempt.opened.event_id.bytes
+        payload = settled_event(self._fields.pop(event_id, b"") or opened_fields(attempt.opened), attempt)
         row = (event_id, payload, checksum(payload), time.time())
         if attempt.enquiry is not None:
             write_held = held_records.holding(row, attempt.enquiry)

@@ -8,33 +8,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_service.domain.usage import AttemptStatus, Funding, TokenUsage, UsageSource
-from router_service.usage.encode import interrupted_event, record_usage_request, settled_event
+from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, Funding, TokenUsage, UsageSource
+from router_service.usage.encode import interrupted_event, opened_fields, record_usage_request, settled_event
 from tests.support.attempts import opened_attempt, settled_attempt
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2
 
 EVENT_ID = UUID("018f3f2e-0000-7000-8000-000000000001")
+
+
+def interrupted(opened: AttemptOpened) -> usage_event_pb2.UsageEvent:
+    """What the ledger reads of an attempt that died with the router."""
+    return usage_event_pb2.UsageEvent.FromString(
+        interrupted_event(opened_fields(opened), opened.estimated_input_tokens)
+    )
+
+
+def ended(settled: AttemptSettled) -> usage_event_pb2.UsageEvent:
+    """What the ledger reads of an attempt that ended."""
+    return usage_event_pb2.UsageEvent.FromString(settled_event(opened_fields(settled.opened), settled))
+
 
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 @pytest.mark.parametrize("status", AttemptStatus)
 def test_every_status_of_an_attempt_has_a_name_on_the_wire(status: AttemptStatus) -> None:
-    event = settled_event(replace(settled_attempt(EVENT_ID), status=status))
+    event = ended(replace(settled_attempt(EVENT_ID), status=status))
 
     assert usage_event_pb2.UsageStatus.Name(event.status) == f"USAGE_STATUS_{status.name}"
 
 
 @pytest.mark.parametrize("source", UsageSource)
 def test_every_source_of_counts_has_a_name_on_the_wire(source: UsageSource) -> None:
-    event = settled_event(replace(settled_attempt(EVENT_ID), usage_source=source))
+    event = ended(replace(settled_attempt(EVENT_ID), usage_source=source))
 
     assert token_usage_pb2.TokenUsageSource.Name(event.usage_source) == f"TOKEN_USAGE_SOURCE_{source.name}"
 
 
 @pytest.mark.parametrize("funding", Funding)
 def test_who_paid_has_a_name_on_the_wire(funding: Funding) -> None:
-    event = interrupted_event(replace(opened_attempt(EVENT_ID), funding=funding))
+    event = interrupted(replace(opened_attempt(EVENT_ID), funding=funding))
 
     assert token_usage_pb2.Funding.Name(event.funding) == f"FUNDING_{funding.name}"
 
@@ -52,7 +65,7 @@ def test_a_settled_attempt_keeps_everything_that_is_known_of_it() -> None:
         reported_cost_usd=Decimal("1E-7"),
     )
 
-    event = settled_event(attempt)
+    event = ended(attempt)
 
     assert (event.model, event.requested_model) == ("groq-model-v2", "groq-model")
     assert event.token_usage == token_usage_pb2.TokenUsage(
@@ -66,7 +79,7 @@ def test_a_settled_attempt_keeps_everything_that_is_known_of_it() -> None:
 
 
 def test_what_is_not_known_is_absent_and_not_zero() -> None:
-    event = settled_event(replace(settled_attempt(EVENT_ID), usage=None, time_to_first_token_s=None))
+    event = ended(replace(settled_attempt(EVENT_ID), usage=None, time_to_first_token_s=None))
 
     assert not event.HasField("token_usage")
     assert not event.HasField("time_to_first_token")
@@ -76,7 +89,7 @@ def test_what_is_not_known_is_absent_and_not_zero() -> None:
 
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "1E12"])
 def test_what_is_no_amount_of_money_is_not_passed_on(amount: str) -> None:
-    event = settled_event(replace(settled_attempt(EVENT_ID), reported_cost_usd=Decimal(amount)))
+    event = ended(replace(settled_attempt(EVENT_ID), reported_cost_usd=Decimal(amount)))
 
     assert event.provider_reported_cost_usd == ""
 
@@ -85,7 +98,7 @@ def test_what_is_no_amount_of_money_is_not_passed_on(amount: str) -> None:
 def test_u2_no_text_of_a_provider_makes_an_event_that_the_ledger_refuses(
     model: str, message: str, decision: str
 ) -> None:
-    event = settled_event(
+    parsed = ended(
         replace(
             settled_attempt(EVENT_ID),
             opened=replace(opened_attempt(EVENT_ID), decision=decision),
@@ -93,7 +106,6 @@ def test_u2_no_text_of_a_provider_makes_an_event_that_the_ledger_refuses(
             error_message=message,
         )
     )
-    parsed = usage_event_pb2.UsageEvent.FromString(event.SerializeToString())
 
     assert "\x00" not in parsed.model + parsed.error_message
     assert len(parsed.model) <= 200
@@ -110,7 +122,7 @@ def test_what_a_caller_sent_is_cut_to_what_the_ledger_takes() -> None:
         decision="d" * 2001,
     )
 
-    event = interrupted_event(opened)
+    event = interrupted(opened)
 
     assert (len(event.user_id), len(event.endpoint)) == (200, 200)
     assert "\x00" not in event.user_id
@@ -129,8 +141,8 @@ def test_what_a_caller_sent_is_cut_to_what_the_ledger_takes() -> None:
 def test_a_request_made_of_bytes_is_the_request_made_of_messages(
     router_id: str, epoch: str, sequences: list[int], estimated_input_tokens: int
 ) -> None:
-    event = interrupted_event(opened_attempt(EVENT_ID, estimated_input_tokens=estimated_input_tokens))
-    frozen = event.SerializeToString()
+    frozen = interrupted_event(opened_fields(opened_attempt(EVENT_ID)), estimated_input_tokens)
+    event = usage_event_pb2.UsageEvent.FromString(frozen)
 
     content = record_usage_request(router_id, epoch, [(frozen, sequence) for sequence in sequences])
 
