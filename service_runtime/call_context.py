@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 REQUEST_ID_KEY = "x-request-id"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One RPC in progress. `method` is the full name, `/turnpike.router.v1.RouterService/Complete`."""
 
     method: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+import uuid_utils
 import uuid_utils.compat
 
 _UNIX_MS_SHIFT = 80
@@ -12,6 +13,11 @@ _UNIX_MS_SHIFT = 80
 def uuid7() -> uuid.UUID:
     """A new id. Within this process each is greater than the one before, also within a millisecond."""
     return uuid_utils.compat.uuid7()
+
+
+def uuid7_text() -> str:
+    """A new id for whoever only writes it down, without the object in between."""
+    return str(uuid_utils.uuid7())
 
 
 def is_uuid7(value: uuid.UUID) -> bool:

@@ -25,10 +25,10 @@ from prometheus_client import Counter
 from service_runtime.call_context import REQUEST_ID_KEY, Call, enter_call, outgoing_metadata
 from service_runtime.error_codec import STATUS_DETAILS_KEY, DetailToProto, internal_status
 from service_runtime.errors import Category, ServiceError
-from service_runtime.ids import uuid7
+from service_runtime.ids import uuid7_text
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
-from service_runtime.overload import PRIORITY_KEY, Gate, GateOf, no_gates
+from service_runtime.overload import PRIORITY_KEY, Gate, GateOf, OpenGate, no_gates
 from service_runtime.refusal_log import RefusalLog
 from service_runtime.rendered_status import RenderedStatus, StatusRenderer
 
@@ -114,10 +114,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         gate = self._gate_of(method)
         if gate is not None and not handler.request_streaming:
             behaviour = _reading(behaviour)
-        outcomes = self._outcomes.of(method)
-        behaviour = self._guarded(method, behaviour, outcomes)
-        if gate is not None:
-            behaviour = self._gated(method, behaviour, outcomes, gate)
+        behaviour = self._guarded(method, behaviour, gate or OpenGate())
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
@@ -145,54 +142,36 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
 
         return write_all
 
-    def _gated(self, method: str, behaviour: _Behaviour, outcomes: _MethodOutcomes, gate: Gate) -> _Behaviour:
-        """In a flood nearly every call ends here, so that it costs as little as it can: no request is read."""
-        limits, refusals, statuses = self._limits, self._refusals, self._statuses
-        told: ServiceError | None = None
-        status: RenderedStatus | None = None
-
-        async def gated(messages: Any, context: Any) -> Any:
-            nonlocal told, status
-            given_s = context.time_remaining()
-            remaining_s = limits.max_duration_s if given_s is None else min(given_s, limits.max_duration_s)
-            request_id, priority = _asked(context)
-            error = gate.enter(remaining_s, priority)
-            if error is None:
-                try:
-                    return await behaviour(messages, context)
-                finally:
-                    gate.leave()
-            if status is None or error is not told:
-                told, status = error, statuses.render(error)
-            refusals.refused(method, error)
-            outcomes.record(status.code, 0.0)
-            await context.abort(status.code, status.message, ((REQUEST_ID_KEY, request_id), *_trailing(status, error)))
-            raise AssertionError("abort returned")
-
-        return gated
-
-    def _guarded(self, method: str, behaviour: _Behaviour, outcomes: _MethodOutcomes) -> _Behaviour:
-        in_flight, limits = self._in_flight, self._limits
+    def _guarded(self, method: str, behaviour: _Behaviour, gate: Gate | OpenGate) -> _Behaviour:
+        """The whole boundary in one coroutine: in a flood nearly every call ends here, and each layer has its price."""
+        in_flight, limits, outcomes = self._in_flight, self._limits, self._outcomes.of(method)
         is_infrastructure = method.startswith(_INFRASTRUCTURE_PREFIX)
         calls = in_flight.infrastructure if is_infrastructure else in_flight.requests
         max_calls = _MAX_INFRASTRUCTURE_CALLS if is_infrastructure else limits.max_calls
+        turn_away = self._turning_away(method, outcomes)
 
         async def guarded(request: Any, context: Any) -> Any:
             started_s = time.monotonic()
             given_s = context.time_remaining()
-            # Where the caller's deadline is the sooner, gRPC itself ends the call; a second timer would be waste.
-            own_timeout_s = None if given_s is not None and given_s < limits.max_duration_s else limits.max_duration_s
-            request_id, _ = _asked(context)
-            call = Call(method, request_id, started_s + (own_timeout_s or given_s or 0.0))
+            remaining_s = limits.max_duration_s if given_s is None else min(given_s, limits.max_duration_s)
+            request_id, priority = _asked(context)
+            if (too_late := gate.enter(remaining_s, priority)) is not None:
+                await turn_away(context, request_id, too_late)
+            call = Call(method, request_id, started_s + remaining_s)
             enter_call(call)
-            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
             outcome = grpc.StatusCode.CANCELLED
             task = asyncio.current_task()
-            scope = None if own_timeout_s is None else asyncio.timeout(own_timeout_s)
+            # Where the caller's deadline is the sooner, gRPC itself ends the call; a second timer would be waste.
+            scope = asyncio.timeout(remaining_s) if remaining_s == limits.max_duration_s else None
             calls.add(task)
             try:
-                _admit(len(calls), max_calls, call, limits)
-                response = await _within(scope, behaviour(request, context))
+                _admit(len(calls), max_calls, remaining_s, limits)
+                if scope is None:
+                    response = await behaviour(request, context)
+                else:
+                    async with scope:
+                        response = await behaviour(request, context)
             except asyncio.CancelledError:
                 if call.remaining_s() <= 0:
                     outcome = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -205,15 +184,35 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                     raise  # nobody is there to be told; gRPC drops it
                 status = self._status(call, error, timed_out=scope is not None and scope.expired())
                 outcome = status.code
-                await _abort(context, call, status, error, timeout_s=limits.write_timeout_s)
+                await _abort(context, request_id, status, error, timeout_s=limits.write_timeout_s)
             else:
                 outcome = _code_of(context)
                 return response
             finally:
                 calls.discard(task)
+                gate.leave()
                 outcomes.record(outcome, time.monotonic() - started_s)
 
         return guarded
+
+    def _turning_away(
+        self, method: str, outcomes: _MethodOutcomes
+    ) -> Callable[[Any, str, ServiceError], Awaitable[NoReturn]]:
+        """What ends a call that its gate does not let in, before its request is read."""
+        refusals, statuses = self._refusals, self._statuses
+        told: ServiceError | None = None
+        status: RenderedStatus | None = None
+
+        async def turn_away(context: Any, request_id: str, error: ServiceError) -> NoReturn:
+            nonlocal told, status
+            if status is None or error is not told:
+                told, status = error, statuses.render(error)
+            refusals.refused(method, error)
+            outcomes.record(status.code, 0.0)
+            await context.abort(status.code, status.message, ((REQUEST_ID_KEY, request_id), *_trailing(status, error)))
+            raise AssertionError("abort returned")
+
+        return turn_away
 
     def _status(self, call: Call, error: Exception, *, timed_out: bool) -> RenderedStatus:
         if timed_out and isinstance(error, TimeoutError):
@@ -252,14 +251,7 @@ def _letting_go(behaviour: _Behaviour) -> _Behaviour:
     return letting_go
 
 
-async def _within(scope: asyncio.Timeout | None, answer: Awaitable[Any]) -> Any:
-    if scope is None:
-        return await answer
-    async with scope:
-        return await answer
-
-
-def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLimits) -> None:
+def _admit(calls_in_flight: int, max_calls: int, remaining_s: float, limits: BoundaryLimits) -> None:
     if calls_in_flight > max_calls:
         raise ServiceError(
             Category.RESOURCE_EXHAUSTED,
@@ -267,7 +259,7 @@ def _admit(calls_in_flight: int, max_calls: int, call: Call, limits: BoundaryLim
             f"{max_calls} calls are in progress; retry later",
             retry_after_s=_OVERLOADED_RETRY_AFTER_S,
         )
-    if call.remaining_s() < limits.min_remaining_s:
+    if remaining_s < limits.min_remaining_s:
         raise ServiceError(Category.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT", "the deadline had passed on arrival")
 
 
@@ -299,7 +291,7 @@ def _asked(context: Any) -> tuple[str, str]:
             request_id = value
         elif key == PRIORITY_KEY and not priority and isinstance(value, str):
             priority = value
-    return request_id or str(uuid7()), priority
+    return request_id or uuid7_text(), priority
 
 
 def _is_gone(context: Any) -> bool:
@@ -307,14 +299,17 @@ def _is_gone(context: Any) -> bool:
     return bool(context.cancelled() or context.done())
 
 
-async def _abort(context: Any, call: Call, status: RenderedStatus, error: Exception, *, timeout_s: float) -> NoReturn:
-    trailing = ((REQUEST_ID_KEY, call.request_id), *_trailing(status, error))
+async def _abort(
+    context: Any, request_id: str, status: RenderedStatus, error: Exception, *, timeout_s: float
+) -> NoReturn:
+    # The status may stand in line behind messages that the caller does not take. gRPC then keeps it; we keep nothing.
+    task = asyncio.current_task()
+    assert task is not None
+    patience = asyncio.get_running_loop().call_later(min(timeout_s, _MAX_ABORT_S), task.cancel)
     try:
-        async with asyncio.timeout(min(timeout_s, _MAX_ABORT_S)):
-            await context.abort(status.code, status.message, trailing)
-    except TimeoutError:
-        # The status stands in line behind messages that the caller does not take. gRPC keeps it; we keep nothing.
-        raise asyncio.CancelledError from None
+        await context.abort(status.code, status.message, ((REQUEST_ID_KEY, request_id), *_trailing(status, error)))
+    finally:
+        patience.cancel()
     raise AssertionError("abort returned")
 
 

@@ -130,18 +130,29 @@ class Gate:
             is_known = self._ended >= LEAST_ENDED and window_s <= LONGEST_WINDOW_S
             self._ended_per_s, self._ended = (self._ended / window_s if is_known else 0.0), 0
             self._told.clear()
-        load = Load(self._saturation.ratio, self.in_progress, self._ended_per_s)
-        known = _priority(priority)
-        error = refusal(load, remaining_s, known)
-        if error is None:
-            self.in_progress += 1
-            return None
-        return self._told.setdefault(known, error)
+        if self._saturation.ratio >= SATURATED:
+            load = Load(self._saturation.ratio, self.in_progress, self._ended_per_s)
+            known = _priority(priority)
+            error = refusal(load, remaining_s, known)
+            if error is not None:
+                return self._told.setdefault(known, error)
+        self.in_progress += 1
+        return None
 
     def leave(self) -> None:
         """A call that was let in has ended, in whichever way."""
         self.in_progress -= 1
         self._ended += 1
+
+
+class OpenGate:
+    """The gate of a method that has none: lets everybody in."""
+
+    def enter(self, _remaining_s: float, _priority: str) -> None:
+        """Let a call in."""
+
+    def leave(self) -> None:
+        """Nobody counts."""
 
 
 GateOf = Callable[[str], Gate | None]

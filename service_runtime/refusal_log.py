@@ -7,8 +7,7 @@ when the second is over. None is left out of it.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -21,8 +20,7 @@ TOLD_ONE_BY_ONE = 10
 _MOST_KINDS = 1000  # in one window; beyond, refusals with different messages count as alike
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(NamedTuple):
     """What makes refusals alike. The message names the tenant or the value that is to blame."""
 
     method: str
