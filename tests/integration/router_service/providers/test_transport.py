@@ -7,12 +7,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from aiohttp.client_proto import ResponseHandler
+from aiohttp import StreamReader
 
 from router_service.domain.errors import FailureKind
 from router_service.providers.catalog import CATALOG, build_catalog
@@ -184,25 +185,42 @@ async def test_bytes_that_are_no_http_are_a_protocol_error(answer: bytes, open_t
         await raw_answer(answer, open_transport)
 
 
-async def test_what_nobody_reads_stays_outside_but_for_a_few_slices(
-    open_transport: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = bytes(range(256)) * 4096
-    let_in = 0
-    take = ResponseHandler.data_received
+LONG_BODY = bytes(range(256)) * 4096
 
-    def count(handler: ResponseHandler, data: bytes) -> None:
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "coded"),
+    [
+        (b"Content-Length: %d" % len(LONG_BODY), LONG_BODY),
+        (b"Transfer-Encoding: chunked", in_chunks(LONG_BODY, 17)),
+        (b"Transfer-Encoding: chunked", in_chunks(LONG_BODY, 1000)),
+        (b"Transfer-Encoding: chunked", in_chunks(LONG_BODY, 1 << 18)),
+    ],
+    ids=["whole", "tiny chunks", "chunks", "huge chunks"],
+)
+async def test_what_nobody_reads_stays_outside_but_for_a_few_slices(
+    open_transport: Open, monkeypatch: pytest.MonkeyPatch, header: bytes, coded: bytes
+) -> None:
+    let_in = 0
+    take = StreamReader.feed_data
+
+    def count(body: StreamReader, data: bytes, size: int = 0) -> bool:
         nonlocal let_in
         let_in += len(data)
-        take(handler, data)
+        return take(body, data, size)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\n" + coded)
         await writer.drain()
         writer.close()
 
-    monkeypatch.setattr(ResponseHandler, "data_received", count)
+    monkeypatch.setattr(StreamReader, "feed_data", count)
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         response = await open_transport(url).handle_async_request(get(url))
@@ -215,7 +233,53 @@ async def test_what_nobody_reads_stays_outside_but_for_a_few_slices(
 
         assert let_in_for_one_slice <= 6 * SLICE_BYTES
         assert max(len(data) for data in slices) <= SLICE_BYTES
-        assert b"".join(slices) == body
+        assert b"".join(slices) == LONG_BODY
+
+
+async def test_a_body_that_turns_malformed_ends_at_once(open_transport: Open) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await may_go_on.wait()
+        writer.write(b"no size\r\n")
+        await reader.read()
+        writer.close()
+
+    may_go_on = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        response = await open_transport(url).handle_async_request(get(url))
+        arrivals = aiter(response.stream)  # type: ignore[arg-type]
+        assert await anext(arrivals) == b"hello"
+        may_go_on.set()
+
+        with pytest.raises(httpx.RemoteProtocolError):
+            await asyncio.wait_for(anext(arrivals), 10)
+        await response.aclose()
+
+
+async def test_a_connection_whose_answer_came_in_odd_pieces_serves_the_next_one(open_transport: Open) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + in_chunks(b"0123456789" * 3, 7)
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                for byte in answer:
+                    writer.write(bytes([byte]))
+                    await asyncio.sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = open_transport(url)
+        bodies = [b"".join(await read_all(await transport.handle_async_request(get(url)))) for _ in range(3)]
+        await transport.aclose()
+
+        assert bodies == [b"0123456789" * 3] * 3
+        assert connections == 1
 
 
 async def test_switching_protocols_is_an_answer_like_any_other(open_transport: Open) -> None:
