@@ -218,16 +218,27 @@ class RequestCheck(Checker):
         if not 1 <= count <= MAX_MESSAGES:
             self.refuse("messages", f"must be 1 to {MAX_MESSAGES} messages, not {count}")
             return ()
-        messages = tuple([self._message(f"messages[{i}]", message) for i, message in enumerate(request.messages)])
-        characters = sum([len(m.content) for m in messages])
-        characters += sum([len(call.arguments) for m in messages for call in m.tool_calls])
-        characters += sum([len(tool.description) + len(tool.parameters_json_schema) for tool in request.tools])
+        messages = tuple([self._message(i, message) for i, message in enumerate(request.messages)])
+        characters = 0
+        for message in messages:
+            characters += len(message.content)
+            for call in message.tool_calls:
+                characters += len(call.arguments)
+        for tool in request.tools:
+            characters += len(tool.description) + len(tool.parameters_json_schema)
         if characters > self._rules.max_prompt_characters:
             most = self._rules.max_prompt_characters
             self.refuse("messages", f"hold {characters} characters with the tools; at most {most} are taken")
         return messages
 
-    def _message(self, path: str, message: completion.ChatMessage) -> Message:
+    def _message(self, index: int, message: completion.ChatMessage) -> Message:
+        role, content = ROLES.get(message.role), message.content
+        others = message.name or message.tool_call_id or message.tool_calls or message.image_urls
+        if role is not None and role is not Role.TOOL and content and not others and "\0" not in content:
+            return Message(role, content)  # as most are: there is nothing more to check, and no path to be named
+        return self._unusual_message(f"messages[{index}]", message)
+
+    def _unusual_message(self, path: str, message: completion.ChatMessage) -> Message:
         role = ROLES.get(message.role)
         if role is None:
             self.refuse(f"{path}.role", "is required" if message.role == 0 else f"{message.role} is no Role")

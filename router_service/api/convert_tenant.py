@@ -49,13 +49,14 @@ class Checker:
             return None
 
     def text(self, field: str, text: str, *, limit: int = MAX_NAME, required: bool = False) -> str:
-        if required and not text.strip():
+        stripped = text.strip()
+        if required and not stripped:
             self.refuse(field, f"is required: 1 to {limit} characters")
         elif len(text) > limit:
             self.refuse(field, f"must be at most {limit} characters, not {len(text)}")
-        elif not text.strip().isprintable():
+        elif not stripped.isprintable():
             self.refuse(field, "must not hold control characters or line breaks")
-        return text.strip()
+        return stripped
 
     def provider(self, field: str, text: str, names: ProviderNames, *, beside_a_key: bool = False) -> str:
         """The catalogue name; an empty text when it was refused.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -40,22 +40,21 @@ class RouterServicer(RouterServiceServicer):
     ) -> None:
         """Write the events as they come."""
         completion = completion_from_proto(request, self._rules)
+        events = await self._router.stream(completion, deadline_s=context.time_remaining())
         watch = Watchdog()
         try:
-            with watch:
-                events = self._router.stream(completion, deadline_s=context.time_remaining())
-                async with aclosing(events):
-                    async for event in events:
-                        watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
-                        is_last = isinstance(event, CompletionResult)
-                        if is_last:
-                            crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
-                        await context.write(event_to_proto(event))
-                        watch.expect_nothing()
-                        if is_last:
-                            crash_point(CrashPoint.CALLER_AFTER_FINAL_WRITE)
-                        elif isinstance(event, IndexedDelta) and event.index == 0:
-                            crash_point(CrashPoint.CALLER_AFTER_FIRST_TOKEN)
+            with closing(events), watch:
+                async for event in events:
+                    watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
+                    is_last = isinstance(event, CompletionResult)
+                    if is_last:
+                        crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
+                    await context.write(event_to_proto(event))
+                    watch.expect_nothing()
+                    if is_last:
+                        crash_point(CrashPoint.CALLER_AFTER_FINAL_WRITE)
+                    elif isinstance(event, IndexedDelta) and event.index == 0:
+                        crash_point(CrashPoint.CALLER_AFTER_FIRST_TOKEN)
         except Interrupted:
             message = f"nothing was read for {self._write_timeout_s:g} s: read the stream as it comes"
             raise ServiceError(Category.CANCELLED, "READER_TOO_SLOW", message) from None

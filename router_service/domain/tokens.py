@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from router_service.domain.completion import CompletionRequest, ContentDelta, Message
+from router_service.domain.completion import CompletionRequest, ContentDelta
 from router_service.domain.usage import TokenUsage
 
 BYTES_PER_TOKEN = 3
@@ -84,7 +84,7 @@ def tokens_of_bytes(byte_count: int) -> int:
 
 def estimate_input_tokens(request: CompletionRequest) -> int:
     """Estimated prompt tokens of a request: its messages, tools and schema. Image data is not counted as text."""
-    images = sum(len(message.image_urls) for message in request.messages)
+    images = sum([len(message.image_urls) for message in request.messages])
     return (
         tokens_of_bytes(_prompt_bytes(request)) + TOKENS_PER_MESSAGE * len(request.messages) + TOKENS_PER_IMAGE * images
     )
@@ -152,17 +152,14 @@ class OutputMeter:
         )
 
 
-def _message_bytes(message: Message) -> int:
-    calls = sum(utf8_length(call.name) + utf8_length(call.arguments) for call in message.tool_calls)
-    return utf8_length(message.content) + utf8_length(message.name) + calls
-
-
 def _prompt_bytes(request: CompletionRequest) -> int:
-    byte_count = sum(map(_message_bytes, request.messages))
-    byte_count += sum(
-        utf8_length(tool.name) + utf8_length(tool.description) + utf8_length(tool.parameters_json_schema)
-        for tool in request.tools
-    )
+    byte_count = 0
+    for message in request.messages:
+        byte_count += utf8_length(message.content) + utf8_length(message.name)
+        for call in message.tool_calls:
+            byte_count += utf8_length(call.name) + utf8_length(call.arguments)
+    for tool in request.tools:
+        byte_count += utf8_length(tool.name) + utf8_length(tool.description) + utf8_length(tool.parameters_json_schema)
     if request.response_format is not None:
         byte_count += utf8_length(request.response_format.json_schema)
     return byte_count

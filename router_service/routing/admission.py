@@ -28,8 +28,8 @@ class Admission:
     def running(self) -> int:
         return len(self._requests)
 
-    def enter(self, request: CompletionRequest) -> None:
-        """Count the request in.
+    def check(self, request: CompletionRequest) -> None:
+        """Whether there is a place for the request, without taking it.
 
         Raises ServiceError ABORTED REQUEST_IN_FLIGHT while a request with the same id runs, and QuotaExceeded when the
         tenant has too many running.
@@ -47,7 +47,10 @@ class Admission:
             raise QuotaExceeded(
                 [QuotaViolation(f"tenant:{request.tenant_id}", description)], retry_after_s=RETRY_AFTER_FULL_S
             )
-        self._requests.add(key)
+
+    def enter(self, request: CompletionRequest) -> None:
+        """Count in a request that was checked a moment ago, with nothing awaited since."""
+        self._requests.add((request.tenant_id, request.request_id))
         self._tenants[request.tenant_id] += 1
 
     def leave(self, request: CompletionRequest) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any, Self
 from uuid import UUID
 
 from router_service.domain.candidate import Candidate, Exclusion
@@ -56,6 +57,40 @@ class ProviderState:
     funding: Funding | None
     breaker: BreakerState
     today: date
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A request that will be served. Times are of the router's steady clock."""
+
+    request: CompletionRequest
+    plan: Plan
+    arrived_at: float
+    deadline_at: float
+
+
+class EventStream:
+    """The events of a request that is being served: iterate over them; the last one is the `CompletionResult`.
+
+    Iterating raises `ServiceError` when the request fails. Closing before the end means that the caller has left: the
+    attempt is settled all the same.
+    """
+
+    __slots__ = ("_handover", "_run")
+
+    def __init__(self, handover: Handover, run: Run) -> None:
+        self._handover = handover
+        self._run = run
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, RouterEvent]:
+        return self._handover.take()
+
+    def close(self) -> None:
+        """No more events are wanted."""
+        self._run.stop(Reason.CALLER_LEFT)
 
 
 def today_utc() -> date:
@@ -136,28 +171,22 @@ class Router:
         """Requests whose provider is still being read, with or without a caller."""
         return len(self._runs)
 
-    async def stream(
-        self, request: CompletionRequest, *, deadline_s: float | None
-    ) -> AsyncGenerator[RouterEvent, None]:
-        """Serve a request as events; the last one is the `CompletionResult`.
+    async def stream(self, request: CompletionRequest, *, deadline_s: float | None) -> EventStream:
+        """Serve a request as events, which must be closed. `deadline_s` is what is left of the caller's time.
 
-        `deadline_s` is what is left of the caller's time. Raises `ServiceError`. Closing the generator means that the
-        caller has left: the attempt is settled all the same.
+        Raises `ServiceError` for a request that is refused.
         """
+        accepted = await self._accept(request, deadline_s)
         handover = Handover(max_unread=self._settings.max_unread)
-        run = await self._start(request, handover, deadline_s)
-        try:
-            while (event := await handover.take()) is not None:
-                yield event
-        finally:
-            run.stop(Reason.CALLER_LEFT)
+        return EventStream(handover, self._begin(accepted, handover))
 
     async def complete(
         self, request: CompletionRequest, *, deadline_s: float | None
     ) -> tuple[CompletionResult, WholeAnswer]:
         """Serve a request whole. Fails over even in the middle of an answer. Raises `ServiceError`."""
+        accepted = await self._accept(request, deadline_s)
         gathering = Gathering()
-        run = await self._start(request, gathering, deadline_s)
+        run = self._begin(accepted, gathering)
         try:
             return await gathering.result()
         finally:
@@ -204,46 +233,54 @@ class Router:
             await asyncio.wait(remaining, timeout=SETTLE_S)
         await self._shared.enquiries.stop(self._settings.last_enquiry_s)
 
-    async def _start(self, request: CompletionRequest, sink: Sink, deadline_s: float | None) -> Run:
-        arrived_at = self._shared.monotonic()
+    async def _accept(self, request: CompletionRequest, deadline_s: float | None) -> _Accepted:
+        """Everything that may refuse a request, before anything is made that only a served one needs."""
+        shared, settings = self._shared, self._settings
+        arrived_at = shared.monotonic()
         if self._is_closing:
             raise failures.stopped(Reason.SHUTDOWN, None, content_was_sent=False)
-        total_s = self._settings.total_s
-        left_s = total_s if deadline_s is None else min(total_s, deadline_s - self._settings.answer_margin_s)
-        deadline_at = arrived_at + left_s
-        if left_s < self._settings.min_start_s:
+        left_s = (
+            settings.total_s if deadline_s is None else min(settings.total_s, deadline_s - settings.answer_margin_s)
+        )
+        if left_s < settings.min_start_s:
             raise failures.stopped(Reason.DEADLINE, None, content_was_sent=False)
+        deadline_at = arrived_at + left_s
         tenant = await self._tenants.get(request.tenant_id, min_version=request.min_config_version)
-        await self._admit(request)
-        # From here to the task there is no await: nothing can come between and leave the request counted for ever.
+        try:
+            shared.admission.check(request)
+        except QuotaExceeded as error:
+            await self._book(request, error)
+            raise
         try:
             plan = self._plan(tenant, request, deadline_at)
-            run = Run(self._shared, request, plan, sink, arrived_at=arrived_at, deadline_at=deadline_at)
-        except BaseException as error:
-            self._shared.admission.leave(request)
-            self._shared.metrics.completion_ended(error.reason if isinstance(error, ServiceError) else "INTERNAL")
+        except Exception as error:
+            shared.metrics.completion_ended(error.reason if isinstance(error, ServiceError) else "INTERNAL")
             raise
+        return _Accepted(request, plan, arrived_at, deadline_at)
+
+    def _begin(self, accepted: _Accepted, sink: Sink) -> Run:
+        """Begin to serve. Nothing may be awaited since the request was accepted, nor here: it is counted now."""
+        request, shared = accepted.request, self._shared
+        run = Run(
+            shared, request, accepted.plan, sink, arrived_at=accepted.arrived_at, deadline_at=accepted.deadline_at
+        )
         task = asyncio.create_task(run.pump(), name=f"completion {request.request_id}")
+        shared.admission.enter(request)
         self._runs[task] = run
-        self._shared.metrics.set_in_flight(len(self._runs))
+        shared.metrics.set_in_flight(len(self._runs))
         task.add_done_callback(self._ended)
         return run
 
-    async def _admit(self, request: CompletionRequest) -> None:
-        try:
-            self._shared.admission.enter(request)
-        except QuotaExceeded as error:
-            # In a task of its own, so that a caller who leaves cannot leave half a row.
-            task = asyncio.create_task(record_refusal(self._shared, request, error))
-            self._refusals.add(task)
-            task.add_done_callback(self._refusals.discard)
-            await asyncio.shield(task)
-            raise
+    async def _book(self, request: CompletionRequest, error: QuotaExceeded) -> None:
+        """Write the row of a request over a limit, in a task of its own: who leaves cannot leave half of it."""
+        task = asyncio.create_task(record_refusal(self._shared, request, error))
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
+        await asyncio.shield(task)
 
     def _plan(self, tenant: Tenant, request: CompletionRequest, deadline_at: float) -> Plan:
         shared = self._shared
         now = shared.monotonic()
-        shared.retry_budgets.request_arrived(request.tenant_id, now)
         needs, task, remaining_s = Needs.of(request), request.task_type, deadline_at - now
         rejected = self._planner.rejected_key(tenant, needs, task, now=now, remaining_s=remaining_s)
         if rejected is not None:
@@ -251,6 +288,8 @@ class Router:
         plan = self._planner.plan(tenant, needs, task, now=now, remaining_s=remaining_s, luck=shared.luck)
         if plan.rejected_key is not None:
             raise failures.key_rejected(plan.rejected_key, tenant)
+        # Behind the refusals of a rejected key: they ask nothing of anybody, and widen nobody's budget.
+        shared.retry_budgets.request_arrived(request.tenant_id, now)
         if not plan.ranked:
             raise failures.nobody_to_ask(plan)
         return plan

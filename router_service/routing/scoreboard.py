@@ -31,9 +31,20 @@ class Block:
     """A candidate that is kept out for now. `kind` is the failure behind a resting key, None for a breaker."""
 
     candidate: Candidate
-    exclusion: Exclusion
     kind: FailureKind | None
     retry_after_s: float
+
+    @property
+    def exclusion(self) -> Exclusion:
+        """The block in words, which a refusal that names the key's failure does not need."""
+        kind = self.kind
+        if kind is None:
+            reason, words, what = "BREAKER_OPEN", "kept out after repeated failures", "probe"
+        else:
+            reason = "KEY_REJECTED" if kind is FailureKind.KEY_REJECTED else "COOLING_DOWN"
+            words, what = _REST_WORDS.get(kind, f"resting after {kind.value}"), "try"
+        explanation = f"{words}; next {what} in {self.retry_after_s:.0f} s"
+        return Exclusion(self.candidate.provider, self.candidate.model.name, reason, explanation)
 
 
 class Scoreboard:
@@ -50,24 +61,21 @@ class Scoreboard:
 
     def block(self, candidate: Candidate, now: float, *, is_only_candidate: bool) -> Block | None:
         """Why the candidate is kept out now, or None when it may be tried."""
-        for key in (candidate.credential_key, _key_and_model(candidate)):
+        for key in (candidate.credential_key, candidate.key_and_model):
             rest = self._rests.get(key)
             if rest is not None and not rest.admits(now, is_only_candidate=is_only_candidate):
-                return _resting(candidate, rest, now)
+                return Block(candidate, rest.kind, rest.retry_after_s(now))
         breaker = self.health(candidate).breaker
         if breaker.admits(now, is_only_candidate=is_only_candidate):
             return None
-        wait_s = breaker.retry_after_s(now)
-        explanation = f"kept out after repeated failures; next probe in {wait_s:.0f} s"
-        exclusion = Exclusion(candidate.provider, candidate.model.name, "BREAKER_OPEN", explanation)
-        return Block(candidate, exclusion, None, wait_s)
+        return Block(candidate, None, breaker.retry_after_s(now))
 
     def started(self, candidate: Candidate, now: float) -> None:
         """An attempt begins; takes the probe where the candidate is being probed."""
         health = self._routes.get(candidate.route_key)
         if health is not None and health.breaker.open_since is not None:
             self._routes.put(candidate.route_key, health.started(now))
-        for key in (candidate.credential_key, _key_and_model(candidate)):
+        for key in (candidate.credential_key, candidate.key_and_model):
             rest = self._rests.get(key)
             if rest is not None:
                 self._rests.put(key, rest.tried_again(now))
@@ -85,7 +93,7 @@ class Scoreboard:
             now, began_at=began_at, first_token_s=first_token_s, tokens_per_s=tokens_per_s
         )
         self._routes.put(candidate.route_key, health)
-        for key in (candidate.credential_key, _key_and_model(candidate)):
+        for key in (candidate.credential_key, candidate.key_and_model):
             rest = self._rests.get(key)
             if rest is None:
                 continue
@@ -110,7 +118,7 @@ class Scoreboard:
                 return
         if whose is Culprit.KEY:
             self._troubles.put(candidate.credential_key, (error.cause, now))
-        key = candidate.credential_key if whose is Culprit.KEY else _key_and_model(candidate)
+        key = candidate.credential_key if whose is Culprit.KEY else candidate.key_and_model
         rest, earlier = rest_after(error, now), self._rests.get(key)
         self._rests.put(key, rest if earlier is None else earlier.joined_by(rest))
 
@@ -167,15 +175,3 @@ class Recent(Generic[K, V]):
 
     def drop(self, key: K) -> None:
         self._values.pop(key, None)
-
-
-def _key_and_model(candidate: Candidate) -> tuple[str, ...]:
-    return (*candidate.credential_key, candidate.model.name)
-
-
-def _resting(candidate: Candidate, rest: Rest, now: float) -> Block:
-    wait_s = rest.retry_after_s(now)
-    words = _REST_WORDS.get(rest.kind, f"resting after {rest.kind.value}")
-    reason = "KEY_REJECTED" if rest.kind is FailureKind.KEY_REJECTED else "COOLING_DOWN"
-    explanation = f"{words}; next try in {wait_s:.0f} s"
-    return Block(candidate, Exclusion(candidate.provider, candidate.model.name, reason, explanation), rest.kind, wait_s)

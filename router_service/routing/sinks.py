@@ -157,13 +157,13 @@ class Handover:
         self._unread = 0
         _wake(self._writer)
 
-    async def take(self) -> RouterEvent | None:
-        """The next event; None after the result. Raises the error that the request ended with."""
+    async def take(self) -> RouterEvent:
+        """The next event. Raises the error that the request ended with, StopAsyncIteration after the result."""
         while not self._waiting:
             if self._error is not None:
                 raise self._error
             if self._is_ended:
-                return None
+                raise StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         event = self._waiting.popleft()

@@ -188,9 +188,10 @@ class TenantCache:
 
     def _find(self, tenant_id: UUID) -> _Entry | None:
         for entries in (self._existing, self._absent):
-            if tenant_id in entries:
+            entry = entries.get(tenant_id)
+            if entry is not None:
                 entries.move_to_end(tenant_id)
-                return entries[tenant_id]
+                return entry
         return None
 
     def _overtake(self, tenant_id: UUID) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Wire:
 
     async def leave_after_content(self) -> None:
         self.server.script("openrouter-model", "ok?n=1000&gap_ms=5&model=vendor/served")
-        async with aclosing(self.router.stream(request(), deadline_s=10.0)) as events:
+        with closing(await self.router.stream(request(), deadline_s=10.0)) as events:
             async for event in events:
                 if isinstance(event, IndexedDelta):
                     break

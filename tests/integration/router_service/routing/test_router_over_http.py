@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -67,7 +67,7 @@ class Wire:
 
     async def result(self, asked: CompletionRequest) -> CompletionResult:
         last = None
-        async for event in self.router.stream(asked, deadline_s=10.0):
+        async for event in await self.router.stream(asked, deadline_s=10.0):
             last = event
         assert isinstance(last, CompletionResult)
         return last
@@ -123,7 +123,7 @@ async def test_a_stream_that_breaks_is_never_a_success(wire: Wire, script: str) 
 
 async def test_a_caller_who_leaves_closes_the_connection_at_once(wire: Wire) -> None:
     asked = wire.asking("ok?n=1000&gap_ms=5")
-    async with aclosing(wire.router.stream(asked, deadline_s=10.0)) as events:
+    with closing(await wire.router.stream(asked, deadline_s=10.0)) as events:
         for _ in range(3):
             await anext(events)
 
@@ -137,7 +137,7 @@ async def test_a_caller_who_leaves_closes_the_connection_at_once(wire: Wire) -> 
 async def test_where_the_bill_goes_on_the_exact_usage_is_booked_for_a_caller_who_left(wire: Wire) -> None:
     wire.catalog["first"] = replace(wire.catalog["first"], on_caller_gone=CallerGonePolicy.DRAIN)
     asked = wire.asking("ok?n=20&gap_ms=2")
-    async with aclosing(wire.router.stream(asked, deadline_s=10.0)) as events:
+    with closing(await wire.router.stream(asked, deadline_s=10.0)) as events:
         await anext(events)
         await anext(events)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import closing
 
 import pytest
 
@@ -25,7 +25,8 @@ IMPATIENT = Clocks(first_content_s=0.02, content_gap_s=0.02, total_s=5.0)
 async def events_of(
     router: Router, asked: CompletionRequest | None = None, *, deadline_s: float | None = None
 ) -> list[RouterEvent]:
-    return [event async for event in router.stream(asked or request(), deadline_s=deadline_s)]
+    with closing(await router.stream(asked or request(), deadline_s=deadline_s)) as events:
+        return [event async for event in events]
 
 
 async def failure_of(
@@ -42,6 +43,6 @@ def rows(world: World) -> list[tuple[str, int, AttemptStatus, bool]]:
 
 async def leave_after(world: World, count: int) -> None:
     """Read `count` events, then leave."""
-    async with aclosing(world.router.stream(request(), deadline_s=None)) as events:
+    with closing(await world.router.stream(request(), deadline_s=None)) as events:
         for _ in range(count):
             await anext(events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -42,7 +42,7 @@ def world(*script: Step, model: ModelFacts = KNOWN, counts_late: bool = False) -
 
 
 async def result_of(served: World, asked: CompletionRequest = ASKED) -> CompletionResult:
-    last = [event async for event in served.router.stream(asked, deadline_s=None)][-1]
+    last = [event async for event in await served.router.stream(asked, deadline_s=None)][-1]
     assert isinstance(last, CompletionResult)
     return last
 
@@ -77,7 +77,7 @@ async def test_a_broken_answer_is_counted_as_far_as_it_came() -> None:
 
 async def test_a_caller_who_left_is_charged_what_is_counted() -> None:
     served = world(ProviderAccepted(), text("a good "), Silence())
-    async with aclosing(served.router.stream(ASKED, deadline_s=None)) as events:
+    with closing(await served.router.stream(ASKED, deadline_s=None)) as events:
         async for event in events:
             if isinstance(event, IndexedDelta):
                 break
@@ -149,7 +149,7 @@ async def test_an_answer_that_cannot_be_counted_is_estimated(delta: ContentDelta
 async def test_a_caller_without_time_does_not_wait_for_a_count() -> None:
     served = world(*UNCOUNTED)
 
-    events = [event async for event in served.router.stream(ASKED, deadline_s=1.0)]
+    events = [event async for event in await served.router.stream(ASKED, deadline_s=1.0)]
 
     assert isinstance(events[-1], CompletionResult)
     assert events[-1].usage_source is UsageSource.ESTIMATED
@@ -161,7 +161,7 @@ async def test_s7_a_router_that_stops_does_not_wait_for_counts() -> None:
         specs=[spec("vendor", models={KNOWN.name: KNOWN})],
         settings=RoutingSettings(),
     )
-    events = served.router.stream(ASKED, deadline_s=None)
+    events = await served.router.stream(ASKED, deadline_s=None)
     await anext(events)
     await anext(events)
 

@@ -78,13 +78,13 @@ async def test_a_caller_who_leaves_while_the_attempt_is_recorded_sends_nothing()
 async def test_a_caller_who_leaves_during_a_wait_for_a_retry_ends_the_request() -> None:
     limited = FakeProvider([failure(FailureKind.RATE_LIMITED, retry_after_s=2)])
     world = World({"groq": limited})
-    events = world.router.stream(request(), deadline_s=None)
+    events = await world.router.stream(request(), deadline_s=None)
     await anext(events)
     while not limited.closed:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
 
-    await events.aclose()
+    events.close()
     await world.idle()
 
     assert len(limited.calls) == 1
@@ -200,7 +200,7 @@ async def test_past_the_deadline_a_billed_stream_is_still_read_to_its_end() -> N
 async def test_a_slow_caller_holds_the_provider_back() -> None:
     deltas = [text("x" * 100) for _ in range(100)]
     world = World({"groq": FakeProvider([*deltas, finished()])}, settings=RoutingSettings(max_unread=1000))
-    events = world.router.stream(request(), deadline_s=None)
+    events = await world.router.stream(request(), deadline_s=None)
     await anext(events)
     for _ in range(50):
         await asyncio.sleep(0)
@@ -221,7 +221,7 @@ async def test_a_slow_caller_is_not_the_providers_fault() -> None:
         specs=[spec("groq", clocks=IMPATIENT)],
         settings=RoutingSettings(max_unread=500),
     )
-    events = world.router.stream(request(), deadline_s=None)
+    events = await world.router.stream(request(), deadline_s=None)
     await anext(events)
     await asyncio.sleep(0.06)
 

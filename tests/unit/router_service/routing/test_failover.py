@@ -349,7 +349,7 @@ async def test_the_prompt_of_a_refused_attempt_is_not_charged() -> None:
 async def test_a_stream_that_breaks_after_content_is_an_error_with_what_it_consumed() -> None:
     other = FakeProvider()
     world = World({"groq": FakeProvider([text("x" * 30), failure(FailureKind.STREAM_BROKEN)]), "llm7": other})
-    events = world.router.stream(request(), deadline_s=None)
+    events = await world.router.stream(request(), deadline_s=None)
 
     seen = [await anext(events), await anext(events)]
     with pytest.raises(ServiceError) as caught:

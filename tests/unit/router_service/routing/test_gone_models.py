@@ -24,7 +24,7 @@ def counted(world: World, model: str) -> float | None:
 
 async def events_of(world: World, **asked: object) -> None:
     with suppress(ServiceError):
-        async for _ in world.router.stream(request(**asked), deadline_s=None):
+        async for _ in await world.router.stream(request(**asked), deadline_s=None):
             pass
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from uuid import uuid4
@@ -38,7 +38,7 @@ def endless() -> FakeProvider:
 
 
 async def leave_after_content(router_world: World, asked: CompletionRequest | None = None) -> None:
-    async with aclosing(router_world.router.stream(asked or request(), deadline_s=None)) as events:
+    with closing(await router_world.router.stream(asked or request(), deadline_s=None)) as events:
         async for event in events:
             if isinstance(event, IndexedDelta):
                 break
@@ -111,8 +111,8 @@ async def test_a_broken_answer_is_enquired_after_and_a_counted_one_is_not() -> N
     served = world(broken)
 
     with pytest.raises(ServiceError):
-        [event async for event in served.router.stream(request(), deadline_s=None)]
-    [event async for event in served.router.stream(request(), deadline_s=None)]
+        [event async for event in await served.router.stream(request(), deadline_s=None)]
+    [event async for event in await served.router.stream(request(), deadline_s=None)]
     await all_released(served)
 
     assert [row.enquiry is not None for row in served.journal.rows] == [True, False]
@@ -124,7 +124,7 @@ async def test_what_a_provider_counted_before_it_failed_is_what_it_cost() -> Non
     served = world(FakeProvider([ProviderAccepted(), IDENTIFIED, text("a"), counted]))
 
     with pytest.raises(ServiceError):
-        [event async for event in served.router.stream(request(), deadline_s=None)]
+        [event async for event in await served.router.stream(request(), deadline_s=None)]
 
     (row,) = served.journal.rows
     assert (row.usage, row.usage_source, row.enquiry) == (TokenUsage(9, 1), UsageSource.PROVIDER, None)

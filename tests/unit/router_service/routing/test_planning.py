@@ -154,7 +154,7 @@ async def _tried(
     needs = Needs.of(asked)
     explained = await world.router.explain(asked.tenant_id, needs, TaskType.CHAT)
     with pytest.raises(ServiceError):
-        [event async for event in world.router.stream(asked, deadline_s=None)]
+        [event async for event in await world.router.stream(asked, deadline_s=None)]
     called = [attempt.provider for attempt in world.journal.opened_attempts]
     assert {name for name, provider in world.providers.items() if provider.calls} == set(called)
     planned = [scored.candidate.provider for scored in explained.candidates]

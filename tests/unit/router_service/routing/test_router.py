@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -62,7 +62,7 @@ async def test_a_stream_is_a_route_deltas_and_a_result() -> None:
 async def test_the_row_is_settled_before_the_result_is_told() -> None:
     world = World({"groq": FakeProvider()})
 
-    async for event in world.router.stream(request(), deadline_s=None):
+    async for event in await world.router.stream(request(), deadline_s=None):
         if isinstance(event, CompletionResult):
             assert rows(world) == [("groq", 1, AttemptStatus.SUCCESS, False)]
 
@@ -116,7 +116,7 @@ async def test_the_operators_key_is_said_to_pay() -> None:
 async def test_a_running_request_is_not_run_twice() -> None:
     world = World({"groq": FakeProvider([text("a"), Silence()])})
     asked = request()
-    async with aclosing(world.router.stream(asked, deadline_s=None)) as events:
+    with closing(await world.router.stream(asked, deadline_s=None)) as events:
         await anext(events)
 
         error = await failure_of(world.router, asked)
@@ -128,7 +128,7 @@ async def test_a_running_request_is_not_run_twice() -> None:
 
 async def test_a_request_over_the_tenants_places_is_one_row_without_tokens() -> None:
     world = World({"groq": FakeProvider([text("a"), Silence()])}, settings=RoutingSettings(max_running_per_tenant=1))
-    async with aclosing(world.router.stream(request(), deadline_s=None)) as events:
+    with closing(await world.router.stream(request(), deadline_s=None)) as events:
         await anext(events)
 
         error = await failure_of(world.router)
@@ -145,7 +145,7 @@ async def test_a_full_provider_gives_way_to_the_next() -> None:
         {"groq": FakeProvider([text("a"), Silence()]), "llm7": FakeProvider()},
         settings=RoutingSettings(max_running_per_provider=1),
     )
-    async with aclosing(world.router.stream(request(), deadline_s=None)) as running:
+    with closing(await world.router.stream(request(), deadline_s=None)) as running:
         await anext(running)
 
         events = await events_of(world.router)
@@ -157,7 +157,7 @@ async def test_a_full_provider_gives_way_to_the_next() -> None:
 
 async def test_a_request_that_finds_every_provider_full_is_one_refused_row() -> None:
     world = World({"groq": FakeProvider([text("a"), Silence()])}, settings=RoutingSettings(max_running_per_provider=1))
-    async with aclosing(world.router.stream(request(), deadline_s=None)) as running:
+    with closing(await world.router.stream(request(), deadline_s=None)) as running:
         await anext(running)
         while not world.providers["groq"].calls:
             await asyncio.sleep(0)

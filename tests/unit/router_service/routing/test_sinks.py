@@ -34,9 +34,11 @@ ERROR = ServiceError(Category.UNAVAILABLE, "GONE", "gone")
 
 async def taken(handover: Handover) -> list[object]:
     events: list[object] = []
-    while (event := await handover.take()) is not None:
-        events.append(event)
-    return events
+    while True:
+        try:
+            events.append(await handover.take())
+        except StopAsyncIteration:
+            return events
 
 
 async def test_adjacent_deltas_join_while_nobody_reads() -> None:
