@@ -1,4 +1,7 @@
-"""The chunks of OpenAI's chat stream as typed values, read fast when they are as they should be, else generously."""
+"""The chunks of OpenAI's chat stream as typed values, read fast when they are as they should be, else generously.
+
+Every text in them is fit for UTF-8: the fast decoder takes no other, the generous one replaces what is not.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,27 @@ def decode_chunk(data: bytes) -> Chunk:
         return _decode_typed(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _chunk_from_any(decode_loosely(data))
+
+
+def lone_text(chunk: Chunk) -> str | None:
+    """The text of a chunk that brings text and nothing else but its id and model, as nearly all do; None of another."""
+    choices = chunk.choices
+    if (
+        choices is None
+        or len(choices) != 1
+        or chunk.usage is not None
+        or chunk.error is not None
+        or chunk.x_groq is not None
+        or chunk.timings is not None
+    ):
+        return None
+    choice = choices[0]
+    delta = choice.delta
+    if delta is None or choice.index or choice.finish_reason is not None or choice.error is not None:
+        return None
+    if delta.reasoning is not None or delta.reasoning_content is not None or delta.tool_calls is not None:
+        return None
+    return delta.content or None
 
 
 def _chunk_from_any(value: object) -> Chunk:

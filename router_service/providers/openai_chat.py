@@ -19,9 +19,9 @@ from router_service.domain.completion import (
 )
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.usage import TokenUsage
-from router_service.providers.chat_chunk import CallPart, Choice, Chunk, decode_chunk
+from router_service.providers.chat_chunk import CallPart, Choice, Chunk, decode_chunk, lone_text
 from router_service.providers.error_mapping import error_from_stream, sentence
-from router_service.providers.loose_json import NotJson, decode_loosely, label_of, text_of
+from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.sse import SseEvent
 from router_service.providers.token_counts import cost_from_usage, usage_from_openai, usage_from_timings
 
@@ -84,7 +84,14 @@ class ChatDecoder:
         for event in events:
             if self.is_over:
                 break
-            self._take(event, may_be_cut=may_be_cut)
+            chunk = self._chunk_of(event, may_be_cut=may_be_cut)
+            if chunk is None:
+                continue
+            text = lone_text(chunk)
+            if text is None or chunk.model != self._stated_model or not self._response_id:
+                self._take_chunk(chunk)
+            else:
+                self._content.add_text(text)
         return self._content.take()
 
     def finish(self) -> ProviderFinished:
@@ -111,24 +118,24 @@ class ChatDecoder:
         kind = FailureKind.STREAM_BROKEN if self.has_content else kind
         return self._error(kind, why, may_have_reached_provider=may_have_reached_provider)
 
-    def _take(self, event: SseEvent, *, may_be_cut: bool) -> None:
+    def _chunk_of(self, event: SseEvent, *, may_be_cut: bool) -> Chunk | None:
+        """The chunk that `event` brings; None where it brings none, after what it says instead was taken."""
         data = event.data.strip()
         if not data:
-            return
+            return None
         self._saw_event = True
         if data == b"[DONE]":
             self.is_over = True
-            return
+            return None
         if event.name == "error":
             self._fail(_payload_of(data))
-            return
+            return None
         try:
-            chunk = decode_chunk(data)
+            return decode_chunk(data)
         except NotJson:
             if not may_be_cut:
                 self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, "an event is not JSON"))
-            return
-        self._take_chunk(chunk)
+            return None
 
     def _take_chunk(self, chunk: Chunk) -> None:
         if chunk.model and chunk.model != self._stated_model:  # each chunk repeats it
@@ -216,13 +223,13 @@ class _Coalescer:
     def add_reasoning(self, text: str) -> None:
         if self._text or self._calls:
             self._cut()
-        self._reasoning.append(text_of(text))
+        self._reasoning.append(text)
         self.has_given = True
 
     def add_text(self, text: str) -> None:
         if self._calls:
             self._cut()
-        self._text.append(text_of(text))
+        self._text.append(text)
         self.has_given = True
 
     def add_tool_call(self, part: CallPart) -> bool:
@@ -231,10 +238,10 @@ class _Coalescer:
         if number is None:
             return False
         # Some vendors repeat id and name in every part; only the first part of a call has them here.
-        call_id = text_of(part.id)[:_MAX_TOOL_LABEL] if number not in self._identified else ""
+        call_id = (part.id or "")[:_MAX_TOOL_LABEL] if number not in self._identified else ""
         function = part.function
-        name = text_of(function.name)[:_MAX_TOOL_LABEL] if function is not None and number not in self._named else ""
-        arguments = text_of(function.arguments) if function is not None else ""
+        name = (function.name or "")[:_MAX_TOOL_LABEL] if function is not None and number not in self._named else ""
+        arguments = (function.arguments or "") if function is not None else ""
         if call_id:
             self._identified.add(number)
         if name:

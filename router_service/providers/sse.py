@@ -7,12 +7,16 @@ before its blank line, because some servers end that way; a reader must therefor
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 _BOM: Final = b"\xef\xbb\xbf"
+_USUAL: Final = b"data: "  # how an event begins that has one line and no name
+_BETWEEN: Final = b"\n\n"
 
 
-class SseEvent(NamedTuple):
+class SseEvent(msgspec.Struct, frozen=True, gc=False):
     """One event. `data` is the data lines joined by LF; `name` is empty unless the server named the event."""
 
     data: bytes
@@ -89,6 +93,26 @@ class SseDecoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _feed_lines(self, data: bytes) -> list[SseEvent]:
+        """Take text whose lines end at LF: usual events in one step, what is between and around them line by line."""
+        events: list[SseEvent] = []
+        if self._tail or self._data is not None or self._name:
+            end = data.find(_BETWEEN) + len(_BETWEEN)
+            if end < len(_BETWEEN):
+                self._feed_line_by_line(data, events)
+                return events
+            self._feed_line_by_line(data[:end], events)
+            data = data[end:]
+        end = data.rfind(_BETWEEN)
+        if end > 0 and data.startswith(_USUAL) and end <= self._max_line_bytes:
+            values = data[len(_USUAL) : end].split(_BETWEEN + _USUAL)
+            if data.count(b"\n", 0, end) == len(_BETWEEN) * (len(values) - 1):  # no line in them but their own
+                events += map(SseEvent, values)
+                data = data[end + len(_BETWEEN) :]
+        if data:
+            self._feed_line_by_line(data, events)
+        return events
+
+    def _feed_line_by_line(self, data: bytes, events: list[SseEvent]) -> None:
         lines = data.split(b"\n")
         rest = lines.pop()
         if lines and self._tail:
@@ -99,7 +123,6 @@ class SseDecoder:
         if rest:
             self._tail.append(rest)
             self._tail_bytes += len(rest)
-        events: list[SseEvent] = []
         for line in lines:
             if not line:
                 self._dispatch(events)
@@ -111,7 +134,6 @@ class SseDecoder:
                 self._other_line(line)
         if self._tail_bytes > self._max_line_bytes:
             raise SseLimitExceeded(f"a line is longer than {self._max_line_bytes} bytes")
-        return events
 
     def _other_line(self, line: bytes) -> None:
         name, _, value = line.partition(b":")  # a comment has an empty name

@@ -391,3 +391,24 @@ def test_content_survives_any_grouping_into_arrivals(kinds: list[str], draw: st.
 
     parts = [part for delta in deltas for part in (delta.reasoning, delta.text)]
     assert "".join(parts) == "".join(f"<{number}>" for number in range(len(kinds)))
+
+
+PLAIN = st.builds(chunk, st.none(), content=st.text(max_size=3))
+ODD = st.builds(
+    chunk,
+    st.sampled_from([None, "stop", ""]),
+    model=st.sampled_from(["m", "n", ""]),
+    content=st.sampled_from(["x", "", None, ["y"]]),
+    reasoning=st.sampled_from([None, "", "why"]),
+    tool_calls=st.sampled_from([None, [], [call(0, "i", "f", "{")]]),
+)
+SECOND = st.builds(lambda choices: {"id": "gen-2", "choices": choices}, st.lists(st.just({"index": 1}), max_size=2))
+
+
+@given(st.lists(PLAIN | ODD | SECOND, max_size=8))
+def test_a_chunk_of_nothing_but_text_is_taken_as_it_would_be_with_an_empty_report_beside_it(chunks: list[Any]) -> None:
+    deltas, end = read([*chunks, DONE])
+    same_deltas, same_end = read([*({**each, "timings": {}} for each in chunks), DONE])
+
+    assert deltas == same_deltas
+    assert (type(end), str(end)) == (type(same_end), str(same_end))
