@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from service_runtime.metrics import Children
@@ -90,8 +92,9 @@ class RoutingMetrics:
     def enquiry_ended(self, provider: str, outcome: str) -> None:
         self._enquiries_ended[provider, outcome].inc()
 
-    def set_in_flight(self, running: int) -> None:
-        self._in_flight.set(running)
+    def count_in_flight(self, running: Callable[[], int]) -> None:
+        """Ask `running` whenever the metrics are read."""
+        self._in_flight.set_function(running)
 
     def set_draining(self, draining: int) -> None:
         self._draining.set(draining)

@@ -163,6 +163,7 @@ class Router:
             today=today,
         )
         self._runs: dict[asyncio.Task[None], Run] = {}
+        metrics.count_in_flight(lambda: self.running)
         self._refusals: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
@@ -198,7 +199,9 @@ class Router:
         """How such a request would be routed now, without calling anybody. Raises `ServiceError` for the tenant."""
         tenant = await self._tenants.get(tenant_id)
         now = self._shared.monotonic()
-        plan = self._planner.plan(tenant, needs, task, now=now, remaining_s=remaining_s, luck=lambda: 0.5)
+        plan = self._planner.plan(
+            tenant, needs, task, now=now, remaining_s=remaining_s, luck=lambda: 0.5, ranks_all=True
+        )
         excluded = (*plan.exclusions, *(block.exclusion for block in plan.blocks))
         ranked = plan.ranked
         if plan.rejected_key is not None:
@@ -264,11 +267,10 @@ class Router:
         run = Run(
             shared, request, accepted.plan, sink, arrived_at=accepted.arrived_at, deadline_at=accepted.deadline_at
         )
-        task = asyncio.create_task(run.pump(), name=f"completion {request.request_id}")
+        task = asyncio.create_task(run.pump(), name="completion")
         shared.admission.enter(request)
         self._runs[task] = run
-        shared.metrics.set_in_flight(len(self._runs))
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._runs.pop)
         return run
 
     async def _book(self, request: CompletionRequest, error: QuotaExceeded) -> None:
@@ -282,9 +284,6 @@ class Router:
         shared = self._shared
         now = shared.monotonic()
         needs, task, remaining_s = Needs.of(request), request.task_type, deadline_at - now
-        rejected = self._planner.rejected_key(tenant, needs, task, now=now, remaining_s=remaining_s)
-        if rejected is not None:
-            raise failures.key_rejected(rejected, tenant)
         plan = self._planner.plan(tenant, needs, task, now=now, remaining_s=remaining_s, luck=shared.luck)
         if plan.rejected_key is not None:
             raise failures.key_rejected(plan.rejected_key, tenant)
@@ -293,10 +292,6 @@ class Router:
         if not plan.ranked:
             raise failures.nobody_to_ask(plan)
         return plan
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._runs[task]
-        self._shared.metrics.set_in_flight(len(self._runs))
 
     def _state(self, spec: ProviderSpec, tenant: Tenant) -> ProviderState:
         key = credential_for(spec, tenant, self._system_credentials)

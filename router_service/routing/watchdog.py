@@ -62,12 +62,14 @@ class Watchdog:
     def limit(self, seconds: float, reason: Reason) -> None:
         """Interrupt after `seconds` from now, whatever the soft clock says."""
         self._limit, self._limit_reason = self._loop.time() + seconds, reason
-        self._rearm_if_sooner(self._limit)
+        if self._timer is None or self._limit < self._fires_at:
+            self._arm(self._limit)
 
     def expect(self, seconds: float, reason: Reason) -> None:
         """Start the soft clock anew: interrupt after `seconds` without another call of this."""
         self._soft, self._soft_reason = self._loop.time() + seconds, reason
-        self._rearm_if_sooner(self._soft)
+        if self._timer is None or self._soft < self._fires_at:
+            self._arm(self._soft)
 
     def expect_nothing(self) -> None:
         """Stop the soft clock."""
@@ -113,14 +115,9 @@ class Watchdog:
             self._interruption = None
         return reason
 
-    def _rearm_if_sooner(self, at: float) -> None:
+    def _arm(self, at: float) -> None:
         if self._timer is not None:
-            if self._fires_at <= at:
-                return
             self._timer.cancel()
-        self._set_timer(at)
-
-    def _set_timer(self, at: float) -> None:
         self._fires_at = at
         self._timer = self._loop.call_at(at, self._look)
 
@@ -134,4 +131,4 @@ class Watchdog:
         else:
             ends = [end for end in (self._limit, self._soft) if end is not None]
             if ends:
-                self._set_timer(min(ends))
+                self._arm(min(ends))

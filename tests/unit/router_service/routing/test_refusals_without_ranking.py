@@ -38,6 +38,9 @@ CONFIGS = [
 class WholeWay(Planner):
     """Ranks and parts whatever there is."""
 
+    def _rejected_key(self, *_: object) -> Block | None:
+        return None
+
     def _of_a_resting_only_candidate(self, tenant: Tenant, selection: Selection, now: float) -> Plan | None:
         del tenant, selection, now
         return None
@@ -67,8 +70,9 @@ class Events(RuleBasedStateMachine):
         return planner.plan(who, Needs(), TaskType.CHAT, now=self.now, remaining_s=30.0, luck=lambda: luck)
 
     def rejected(self, who: Tenant) -> Block | None:
-        planner = self.planner(Planner, {})
-        return planner.rejected_key(who, Needs(), TaskType.CHAT, now=self.now, remaining_s=30.0)
+        """The key that the request is refused for, and without ranking anybody."""
+        plan = self.planned(self.planner(Planner, {}), who)
+        return plan.rejected_key if not plan.ranked and len(plan.blocks) == 1 else None
 
     @rule(seconds=st.floats(0.0, 70.0))
     def time_passes(self, seconds: float) -> None:
