@@ -14,17 +14,11 @@ import structlog
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.catalog import CallerGonePolicy
-from router_service.domain.completion import (
-    AttemptSummary,
-    CompletionFailure,
-    CompletionRequest,
-    CompletionResult,
-    RouteChosen,
-)
-from router_service.domain.errors import FailureKind, ProviderError
+from router_service.domain.completion import CompletionRequest, CompletionResult
+from router_service.domain.errors import FailureKind
 from router_service.domain.tokens import estimate_input_tokens
-from router_service.domain.usage import AttemptOpened, AttemptStatus, TokenUsage, UsageSource
-from router_service.routing import failures
+from router_service.domain.usage import AttemptOpened, AttemptStatus
+from router_service.routing.account import Account
 from router_service.routing.attempt import (
     Attempt,
     Crashed,
@@ -70,16 +64,13 @@ class Run:
         self._request = request
         self._plan = plan
         self._sink = sink
-        self._arrived_at = arrived_at
         self._deadline_at = deadline_at
         self._watch = Watchdog()
         self._succession = Succession(shared, request, plan, self._watch, deadline_at=deadline_at)
         self._current: Attempt | None = None
         self._unsettled: list[Attempt] = []
         self._holding_places: list[Attempt] = []
-        self._summaries: list[AttemptSummary] = []
-        self._errors: list[ProviderError] = []
-        self._partial: tuple[TokenUsage | None, UsageSource] = (None, UsageSource.NONE)
+        self._account = Account(request, plan, arrived_at=arrived_at)
         self._input_tokens = 0
         self._decision = ""
         self._stop: Reason | None = None
@@ -130,7 +121,7 @@ class Run:
         if candidate is None:
             raise await self._refused()
         attempt = await self._open(candidate)
-        self._announce(attempt)
+        self._sink.route_chosen(self._account.route(attempt))
         while True:
             outcome = await self._try(attempt)
             following = await self._following(attempt, outcome)
@@ -143,7 +134,7 @@ class Run:
             if following.restart_reason:
                 self._sink.restarted(following.attempt.opened.attempt, following.restart_reason)
             attempt = following.attempt
-            self._announce(attempt)
+            self._sink.route_chosen(self._account.route(attempt))
 
     async def _try(self, attempt: Attempt) -> Outcome:
         """Run an attempt, and learn from it. Its place at the provider is free afterwards."""
@@ -187,7 +178,7 @@ class Run:
                     tokens_per_s=attempt.tokens_per_s(now),
                 )
             case Failed(error, is_evidence):
-                self._errors.append(error)
+                self._account.failed(error)
                 if error.kind is FailureKind.MODEL_GONE:
                     self._shared.note_gone_model(attempt.candidate)
                 if is_evidence:
@@ -258,9 +249,7 @@ class Run:
         settled = attempt.settled(
             outcome, status, absorbed=absorbed, ended_at=ended_at, may_enquire=enquiries.has_place
         )
-        self._summaries.append(attempt.summary(outcome, status, ended_at=ended_at))
-        if status is not AttemptStatus.SUCCESS:
-            self._partial = (settled.usage, settled.usage_source)
+        self._account.ended(attempt.summary(outcome, status, ended_at=ended_at), settled)
         await self._shared.journal.settled(settled)
         if settled.enquiry is not None:
             enquiries.begin(settled.opened.event_id, settled.enquiry, attempt.candidate.credential)
@@ -296,38 +285,17 @@ class Run:
 
     # ── what the caller is told ───────────────────────────────────────────────────────────────────────────────────
 
-    def _announce(self, attempt: Attempt) -> None:
-        opened = attempt.opened
-        self._sink.route_chosen(
-            RouteChosen(
-                request_id=opened.request_id,
-                provider=opened.provider,
-                model=opened.model,
-                attempt=opened.attempt,
-                funding=opened.funding,
-                config_version=self._plan.tenant.version,
-            )
-        )
-
     def _result(self, attempt: Attempt, outcome: Succeeded) -> CompletionResult:
         usage, source = attempt.consumed(outcome)
         assert usage is not None  # a success is counted or at least estimated
         model = outcome.finished.model or attempt.opened.model
-        first_content_at = attempt.first_content_at
-        return CompletionResult(
-            request_id=self._request.request_id,
-            provider=attempt.opened.provider,
-            model=model,
-            requested_model=attempt.opened.model,
-            finish_reason=outcome.finished.finish_reason,
+        return self._account.result(
+            attempt,
+            outcome,
             usage=usage,
-            usage_source=source,
+            source=source,
             cost_usd=self._shared.prices.cost_usd(attempt.opened.provider, model, usage),
-            latency_s=self._shared.monotonic() - self._arrived_at,
-            time_to_first_token_s=None if first_content_at is None else first_content_at - self._arrived_at,
-            attempts=tuple(self._summaries),
-            funding=attempt.opened.funding,
-            config_version=self._plan.tenant.version,
+            now=self._shared.monotonic(),
         )
 
     async def _refused(self) -> ServiceError:
@@ -339,29 +307,12 @@ class Run:
     def _failure(self, attempt: Attempt) -> ServiceError:
         if self._stop is not None:
             return self._stopped_error(self._stop)
-        return failures.provider_failed(
-            attempt.candidate,
-            self._errors,
-            self._plan,
-            self._detail(),
-            content_was_sent=self._sink.content_was_sent,
-        )
+        return self._account.failure(attempt, content_was_sent=self._sink.content_was_sent)
 
     def _stopped_error(self, reason: Reason) -> ServiceError:
-        running = self._current
-        summaries = tuple(self._summaries)
-        partial = self._partial
-        if running is not None:
-            outcome = Stopped(reason)
-            status = AttemptStatus.INTERRUPTED if reason is Reason.SHUTDOWN else AttemptStatus.CANCELLED
-            summaries += (running.summary(outcome, status, ended_at=self._shared.monotonic()),)
-            partial = running.consumed(outcome)
-        detail = CompletionFailure(self._request.request_id, summaries, *partial)
-        return failures.stopped(reason, detail, content_was_sent=self._sink.content_was_sent)
-
-    def _detail(self) -> CompletionFailure:
-        usage, source = self._partial if self._sink.content_was_sent else (None, UsageSource.NONE)
-        return CompletionFailure(self._request.request_id, tuple(self._summaries), usage, source)
+        return self._account.stopped(
+            reason, self._current, content_was_sent=self._sink.content_was_sent, now=self._shared.monotonic()
+        )
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -418,10 +369,4 @@ class Run:
         )
 
     def _log_fields(self) -> dict[str, object]:
-        return {
-            "tenant_id": str(self._request.tenant_id),
-            "request_id": str(self._request.request_id),
-            "attempts": self._succession.attempts_made,
-            "tried": [f"{summary.provider}:{summary.error_class or 'ok'}" for summary in self._summaries],
-            "latency_ms": round((self._shared.monotonic() - self._arrived_at) * 1000),
-        }
+        return {"attempts": self._succession.attempts_made, **self._account.log_fields(self._shared.monotonic())}
