@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from pathlib import Path
 from uuid import UUID
 
 import grpc.aio
@@ -18,24 +17,30 @@ from router_service.api.convert import RequestRules
 from router_service.api.render import detail_to_proto
 from router_service.api.router_servicer import RouterServicer
 from router_service.api.tenant_servicer import TenantServicer
+from router_service.configured import (
+    http_settings,
+    journal_directory,
+    key_ring,
+    own_router_id,
+    provider_catalog,
+    routing_settings,
+    service_database,
+    snapshot_files,
+    system_credentials,
+    worker_name,
+)
 from router_service.domain.catalog import ProviderNames, ProviderSpec
-from router_service.domain.secret import Secret
-from router_service.domain.tenant import Credential, Tenant
-from router_service.domain.usage import Funding
-from router_service.providers.catalog import build_catalog, with_clocks
-from router_service.providers.egress import parse_networks
-from router_service.providers.provider_set import HttpSettings, build_providers
+from router_service.domain.tenant import Tenant
+from router_service.providers.provider_set import build_providers
 from router_service.providers.token_counter import TokenizerProcess
 from router_service.readiness import RouterReadiness
 from router_service.routing.metrics import RoutingMetrics
 from router_service.routing.router import Router
-from router_service.routing.settings import RoutingSettings
 from router_service.settings import RouterSettings
 from router_service.tenants.cache import TenantCache
 from router_service.tenants.metrics import TenantMetrics
 from router_service.tenants.rows import RowReader
-from router_service.tenants.sealed_keys import KeyRing, checked_token
-from router_service.tenants.snapshot import FILE_NAME as SNAPSHOT_FILE_NAME
+from router_service.tenants.sealed_keys import KeyRing
 from router_service.tenants.snapshot import SnapshottedTenants, TenantSnapshot
 from router_service.tenants.source import StoredTenants
 from router_service.tenants.store import CHANNEL, TenantStore, unknown_tenant
@@ -61,11 +66,8 @@ from service_runtime.overload import gates_for, no_gates
 from service_runtime.postgres import Listener
 from service_runtime.process import Lifecycle
 from service_runtime.redaction import REDACTOR
-from service_runtime.startup import StartupError
 from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 
-MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
-ROLE = "turnpike_router"
 NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
 
 _COMPLETIONS = tuple(f"/turnpike.router.v1.RouterService/{name}" for name in ("StreamCompletion", "Complete"))
@@ -87,15 +89,11 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
     faults.arm(settings.faults)
     metrics = Metrics()
     async with AsyncExitStack() as opened:
-        catalog = _catalog(settings)
-        ring = _key_ring(settings)
-        database = _database(settings)
+        catalog, ring, database = provider_catalog(settings), key_ring(settings), service_database(settings)
         opened.push_async_callback(database.close)
         store, cache, snapshot = _tenants(settings, catalog, ring, metrics, database)
-
-        providers = build_providers(catalog, _http(settings))
+        providers = build_providers(catalog, http_settings(settings))
         opened.push_async_callback(providers.aclose)
-
         channel = await opened.enter_async_context(usage_channel(settings.usage_address))
         journal, router_id = _journal(settings, metrics, channel, opened)
         counter = await opened.enter_async_context(aclosing(TokenizerProcess()))
@@ -104,14 +102,14 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             tenants=cache,
             providers=providers,
             catalog=catalog,
-            system_credentials=_system_credentials(settings, catalog, ring),
+            system_credentials=system_credentials(settings, catalog, ring),
             journal=journal,
             prices=prices,
             limits=limits,
             metrics=RoutingMetrics(metrics.registry),
             new_event_id=uuid7,
             counter=counter,
-            settings=_routing(settings),
+            settings=routing_settings(settings),
         )
         _start(
             opened,
@@ -119,10 +117,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
             Periodic("refresh prices", prices.refresh, interval_s=_PRICE_REFRESH_S, metrics=metrics),
             Periodic("refresh limits", limits.refresh, interval_s=_LIMIT_REFRESH_S, metrics=metrics),
         )
-
-        gate_of = gates_for(*_COMPLETIONS) if settings.shed_late_calls else no_gates
-        server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of)
-        _add_services(server, settings, router, TenantServicer(store, cache, catalog, providers, new_id=uuid7), catalog)
+        tenant_servicer = TenantServicer(store, cache, catalog, providers, new_id=uuid7)
+        server = _server(settings, metrics, router, tenant_servicer, catalog)
         opened.push_async_callback(server.drain, 0.0)  # also when something below stops the start
         readiness = RouterReadiness(server, database, journal, snapshot)  # before the start: it adds names to health
         await router.resume()
@@ -135,22 +131,11 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
                 _log.info("router.ready", address=server.address, providers=sorted(catalog), router_id=router_id)
                 lifecycle.ready(server.address, _hint(settings, catalog))
 
-        async def follow_tenants() -> None:
-            listener = _listener(settings, cache, database.role)
-            listener.start()
-            opened.push_async_callback(listener.close)
-            await ready()
-
-        bringing_up = BringUp(database, lifecycle, then=follow_tenants)
-        opened.push_async_callback(bringing_up.stop)
-        await bringing_up.begin()
+        await _bring_up(opened, database, lifecycle, partial(_listener, settings, cache), ready)
         if len(snapshot) > 0:
-            await ready()
-        _start(
-            opened,
-            Periodic("keep tenants on disk", snapshot.save, interval_s=_SNAPSHOT_S, metrics=metrics),
-            Periodic("judge health", readiness.judge, interval_s=_HEALTH_S, metrics=metrics),
-        )
+            await ready()  # from the copy on disk, while Postgres is away
+        _start(opened, Periodic("judge health", readiness.judge, interval_s=_HEALTH_S, metrics=metrics))
+        _start(opened, Periodic("keep tenants on disk", snapshot.save, interval_s=_SNAPSHOT_S, metrics=metrics))
         opened.push_async_callback(snapshot.save)
 
         await lifecycle.wait_for_stop()
@@ -160,41 +145,43 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         await server.drain(_SENDER_DRAIN_S)
 
 
+async def _bring_up(
+    opened: AsyncExitStack,
+    database: ServiceDatabase,
+    lifecycle: Lifecycle,
+    listener_as: Callable[[str | None], Listener],
+    ready: Callable[[], Awaitable[None]],
+) -> None:
+    """Open the database, now or once it answers; from then on follow the tenants' changes, and be ready."""
+
+    async def follow_tenants() -> None:
+        listener = listener_as(database.role)
+        listener.start()
+        opened.push_async_callback(listener.close)
+        await ready()
+
+    bringing_up = BringUp(database, lifecycle, then=follow_tenants)
+    opened.push_async_callback(bringing_up.stop)
+    await bringing_up.begin()
+
+
 def _start(opened: AsyncExitStack, *periodics: Periodic) -> None:
     for periodic in periodics:
         periodic.start()
         opened.push_async_callback(periodic.stop)
 
 
-def _key_ring(settings: RouterSettings) -> KeyRing:
-    return KeyRing.load(
-        settings.key_encryption_keys.get_secret_value(),
-        data_dir=settings.resolved_data_dir(),
-        is_development=settings.development,
-    )
-
-
-def _database(settings: RouterSettings) -> ServiceDatabase:
-    return ServiceDatabase(
-        settings.database_url.get_secret_value(),
-        service="router_service",
-        migrations=MIGRATIONS,
-        role=ROLE,
-        setting="TURNPIKE_DATABASE_URL",
-    )
-
-
 def _journal(
     settings: RouterSettings, metrics: Metrics, channel: grpc.aio.Channel, opened: AsyncExitStack
 ) -> tuple[SqliteJournal, str]:
     """The journal with what carries it to usage_service, both at work; and the router's name."""
-    directory = _journal_directory(settings)
+    directory = journal_directory(settings)
     usage_metrics = UsageMetrics(metrics.registry)
     journal = SqliteJournal.open(
         directory, max_bytes=settings.journal_max_bytes, metrics=usage_metrics, new_epoch=_new_name
     )
     opened.push_async_callback(journal.close)
-    router_id = _router_id(settings) or router_name(directory, _new_name)
+    router_id = own_router_id(settings) or router_name(directory, _new_name)
     reporter = JournalReporter(journal, channel, router_id=router_id, metrics=usage_metrics)
     opened.push_async_callback(_last_report, reporter)
     pace = PaceSettings(floor_per_s=settings.backlog_min_per_s, ceiling_per_s=settings.backlog_max_per_s)
@@ -221,7 +208,7 @@ def _orphan_drain(settings: RouterSettings, channel: grpc.aio.Channel, right_of_
         max_bytes=settings.journal_max_bytes,
         new_name=_new_name,
         right_of_way=right_of_way,
-        router_id=(lambda directory: _worker_name(set_name, directory.name.rpartition("-")[2])) if set_name else kept,
+        router_id=(lambda directory: worker_name(set_name, directory.name.rpartition("-")[2])) if set_name else kept,
     )
 
 
@@ -231,18 +218,6 @@ async def _last_report(reporter: JournalReporter) -> None:
         await reporter.report()
     except ServiceError as error:
         _log.warning("journal.last_report_failed", cause=error.message)
-
-
-def _routing(settings: RouterSettings) -> RoutingSettings:
-    return RoutingSettings(
-        max_attempts=settings.max_attempts,
-        max_running_per_tenant=settings.max_running_per_tenant,
-        max_running_per_provider=settings.max_running_per_provider,
-        total_s=settings.default_deadline_s,
-        drain_s=settings.drain_grace_s,
-        late_usage_wait_s=settings.late_usage_wait_s,
-        score_weights=settings.score_weights,
-    )
 
 
 def _tenants(
@@ -257,7 +232,7 @@ def _tenants(
     names = ProviderNames(catalog)
     reader = RowReader(names, ring, accepts_plaintext=settings.accepts_plaintext_keys)
     tenant_metrics = TenantMetrics(metrics.registry)
-    own_file, *other_files = _snapshot_files(settings)
+    own_file, *other_files = snapshot_files(settings)
     snapshot = TenantSnapshot(
         own_file,
         max_entries=settings.tenant_cache_size,
@@ -292,71 +267,16 @@ def _unknown_tenant(settings: RouterSettings, tenant_id: UUID) -> Tenant | Servi
     return unknown_tenant(tenant_id) if settings.refuses_unknown_tenants else Tenant(tenant_id, "", 0)
 
 
-def _catalog(settings: RouterSettings) -> Mapping[str, ProviderSpec]:
-    try:
-        catalog = build_catalog(
-            {
-                "groq": settings.groq_base_url,
-                "openrouter": settings.openrouter_base_url,
-                "llm7": settings.llm7_base_url,
-                "local": settings.local_base_url,
-            },
-            settings.local_model or None,
-            sandbox_enabled=settings.has_sandbox,
-        )
-    except ValueError as error:
-        raise StartupError(f"a provider's address is wrong: {error}") from error
-    try:
-        return with_clocks(catalog, settings.provider_clocks)
-    except ValueError as error:
-        raise StartupError(f"ROUTER_PROVIDER_CLOCKS: {error}") from error
-
-
-def _http(settings: RouterSettings) -> HttpSettings:
-    texts = [text.strip() for text in settings.allowed_networks.split(",") if text.strip()]
-    try:
-        return HttpSettings(
-            allowed_networks=parse_networks(texts),
-            ca_file=settings.ca_file or None,
-            read_window_s=settings.read_window_ms / 1e3,
-        )
-    except ValueError as error:
-        raise StartupError(f"ROUTER_ALLOWED_NETWORKS: {error}") from error
-
-
-def _system_credentials(
-    settings: RouterSettings, catalog: Mapping[str, ProviderSpec], ring: KeyRing
-) -> Mapping[str, Credential]:
-    """The operator's provider keys. One that cannot be sent as a header stops the start, and is not quoted."""
-    written = {
-        "groq": settings.groq_api_key,
-        "openrouter": settings.openrouter_api_key,
-        "llm7": settings.llm7_api_key,
-        "local": settings.local_api_key,
-    }
-    credentials: dict[str, Credential] = {}
-    for provider, setting in written.items():
-        text = setting.get_secret_value()
-        if not text.strip():
-            continue
-        secret: Secret | None = checked_token(text)
-        if secret is None:
-            raise StartupError(
-                f"{catalog[provider].system_key_env} must be 8 to 512 printable ASCII characters; paste the key again"
-            )
-        REDACTOR.register(secret.reveal())
-        fingerprint = ring.fingerprint(secret, tenant_id=None)
-        credentials[provider] = Credential(Funding.SYSTEM_KEY, fingerprint, secret)
-    return credentials
-
-
-def _add_services(
-    server: GrpcServer,
+def _server(
     settings: RouterSettings,
+    metrics: Metrics,
     router: Router,
     tenants: TenantServicer,
     catalog: Mapping[str, ProviderSpec],
-) -> None:
+) -> GrpcServer:
+    """The gRPC server with both services, not started yet."""
+    gate_of = gates_for(*_COMPLETIONS) if settings.shed_late_calls else no_gates
+    server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of)
     rules = RequestRules(
         ProviderNames(catalog), new_request_id=uuid7, max_prompt_characters=settings.max_prompt_characters
     )
@@ -369,33 +289,7 @@ def _add_services(
         "turnpike.router.v1.TenantService",
         partial(tenant_service_pb2_grpc.add_TenantServiceServicer_to_server, tenants),
     )
-
-
-def _journal_directory(settings: RouterSettings) -> Path:
-    """`journal` for the only or the first worker, `journal/worker-<k>` for the others: one writer per directory."""
-    journal = settings.resolved_data_dir() / "journal"
-    return journal / f"worker-{settings.worker}" if settings.worker else journal
-
-
-def _router_id(settings: RouterSettings) -> str:
-    """The stable name that was set, one for each worker; empty when it is kept beside the journal."""
-    if settings.router_id and settings.worker:
-        return _worker_name(settings.router_id, str(settings.worker))
-    return settings.router_id
-
-
-def _worker_name(router_id: str, worker: str) -> str:
-    return f"{router_id}-{worker}"
-
-
-def _snapshot_files(settings: RouterSettings) -> list[Path]:
-    """A file for each worker, this one's first: one file would hold the last writer's alone. All are read, for a
-    tenant's next connection may come to another worker.
-    """
-    own = settings.worker or 0
-    numbers = [own, *(number for number in range(settings.workers) if number != own)]
-    names = (f"{SNAPSHOT_FILE_NAME}-{number}" if number else SNAPSHOT_FILE_NAME for number in numbers)
-    return [settings.resolved_data_dir() / name for name in names]
+    return server
 
 
 def _hint(settings: RouterSettings, catalog: Mapping[str, ProviderSpec]) -> str:

@@ -125,32 +125,30 @@ class Router:
         self._system_credentials = system_credentials
         self._today = today
         scoreboard = Scoreboard(max_entries=self._settings.max_remembered_routes)
-        admission = Admission(
-            max_running_per_tenant=self._settings.max_running_per_tenant,
-            max_running_per_provider=self._settings.max_running_per_provider,
-        )
-        enquiries = LateEnquiries(
-            providers=providers,
-            catalog=catalog,
-            tenants=tenants,
-            system_credentials=system_credentials,
-            journal=journal,
-            metrics=metrics,
-            settings=self._settings,
-        )
         self._shared = Shared(
             providers=providers,
             journal=journal,
             prices=prices,
             scoreboard=scoreboard,
             retry_budgets=RetryBudgets(max_tenants=self._settings.max_remembered_routes),
-            admission=admission,
+            admission=Admission(
+                max_running_per_tenant=self._settings.max_running_per_tenant,
+                max_running_per_provider=self._settings.max_running_per_provider,
+            ),
             metrics=metrics,
             settings=self._settings,
             monotonic=monotonic,
             new_event_id=new_event_id,
             luck=luck,
-            enquiries=enquiries,
+            enquiries=LateEnquiries(
+                providers=providers,
+                catalog=catalog,
+                tenants=tenants,
+                system_credentials=system_credentials,
+                journal=journal,
+                metrics=metrics,
+                settings=self._settings,
+            ),
             counter=counter,
         )
         self._planner = Planner(
