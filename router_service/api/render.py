@@ -1,4 +1,8 @@
-"""From the domain to the protos of RouterService. Rendering cannot fail."""
+"""From the domain to the protos of RouterService. Rendering cannot fail.
+
+What every request is told is filled in, field by field: a message that is made by itself is copied into the one around
+it. A delta takes 1.4 us so instead of 2.7, a whole answer 13 instead of 21.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +64,8 @@ FINISH_REASONS = {
 
 def event_to_proto(event: RouterEvent) -> pb.StreamCompletionResponse:
     """One event of a stream."""
+    message = pb.StreamCompletionResponse()
     if isinstance(event, IndexedDelta):
-        message = pb.StreamCompletionResponse()
         _fill_delta(message.delta, event)
         return message
     if isinstance(event, RouteChosen):
@@ -72,31 +76,36 @@ def event_to_proto(event: RouterEvent) -> pb.StreamCompletionResponse:
                 attempt=event.attempt, reason=event.reason, discard_through_index=event.discard_through_index
             )
         )
-    return pb.StreamCompletionResponse(result=_result(event))
+    _fill_result(message.result, event)
+    return message
 
 
 def whole_to_proto(result: CompletionResult, answer: WholeAnswer) -> pb.CompleteResponse:
     """The answer of Complete."""
-    message = _result(result)
+    response = pb.CompleteResponse()
+    message = response.result
+    _fill_result(message, result)
     message.content = _utf8(answer.content)
     message.reasoning = _utf8(answer.reasoning)
     message.tool_calls.extend(
         completion.ToolCall(id=_utf8(call.id), name=_utf8(call.name), arguments=_utf8(call.arguments))
         for call in answer.tool_calls
     )
-    return pb.CompleteResponse(result=message)
+    return response
 
 
 def detail_to_proto(detail: object) -> ProtoMessage | None:
     """The detail message of a failed completion; None for a detail that is not the router's."""
     if not isinstance(detail, CompletionFailure):
         return None
-    return completion.CompletionFailure(
+    message = completion.CompletionFailure(
         request_id=str(detail.request_id),
-        attempts=[_attempt(attempt) for attempt in detail.attempts],
         partial_usage=_usage(detail.partial_usage) if detail.partial_usage is not None else None,
         usage_source=SOURCES[detail.usage_source],
     )
+    for attempt in detail.attempts:
+        _fill_attempt(message.attempts.add(), attempt)
+    return message
 
 
 def explanation_to_proto(explanation: Explanation) -> pb.ExplainRouteResponse:
@@ -118,7 +127,6 @@ def providers_to_proto(states: Iterable[ProviderState]) -> pb.ListProvidersRespo
 
 
 def _fill_delta(delta: completion.ContentDelta, event: IndexedDelta) -> None:
-    """In place, field by field: a message that is made by itself is copied into the one around it. 1.4 us, not 2.7."""
     content = event.content
     delta.index = event.index
     try:
@@ -144,31 +152,30 @@ def _route_chosen(event: RouteChosen) -> completion.RouteChosen:
     )
 
 
-def _result(result: CompletionResult) -> completion.CompletionResult:
-    usage = result.usage
-    first_token_s = result.time_to_first_token_s
-    cost_usd = result.cost_usd
-    return completion.CompletionResult(
-        request_id=str(result.request_id),
-        provider=result.provider,
-        model=_utf8(result.model),
-        requested_model=result.requested_model,
-        finish_reason=FINISH_REASONS[result.finish_reason],
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_read_tokens=usage.cached_read_tokens,
-        cached_write_tokens=usage.cached_write_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        total_tokens=usage.total_tokens,
-        usage_source=SOURCES[result.usage_source],
-        cost_usd="" if cost_usd is None else f"{cost_usd.quantize(SIX_DECIMALS, ROUND_HALF_EVEN):f}",
-        pricing_state=_pricing_state(usage, cost_usd),
-        latency=_duration(result.latency_s),
-        time_to_first_token=None if first_token_s is None else _duration(first_token_s),
-        attempts=[_attempt(attempt) for attempt in result.attempts],
-        funding=FUNDINGS[result.funding],
-        config_version=result.config_version,
-    )
+def _fill_result(message: completion.CompletionResult, result: CompletionResult) -> None:
+    usage, cost_usd = result.usage, result.cost_usd
+    message.request_id = str(result.request_id)
+    message.provider = result.provider
+    message.model = _utf8(result.model)
+    message.requested_model = result.requested_model
+    message.finish_reason = FINISH_REASONS[result.finish_reason]
+    message.input_tokens = usage.input_tokens
+    message.output_tokens = usage.output_tokens
+    message.cached_read_tokens = usage.cached_read_tokens
+    message.cached_write_tokens = usage.cached_write_tokens
+    message.reasoning_tokens = usage.reasoning_tokens
+    message.total_tokens = usage.total_tokens
+    message.usage_source = SOURCES[result.usage_source]
+    if cost_usd is not None:
+        message.cost_usd = f"{cost_usd.quantize(SIX_DECIMALS, ROUND_HALF_EVEN):f}"
+    message.pricing_state = _pricing_state(usage, cost_usd)
+    _fill_duration(message.latency, result.latency_s)
+    if result.time_to_first_token_s is not None:
+        _fill_duration(message.time_to_first_token, result.time_to_first_token_s)
+    for attempt in result.attempts:
+        _fill_attempt(message.attempts.add(), attempt)
+    message.funding = FUNDINGS[result.funding]
+    message.config_version = result.config_version
 
 
 def _pricing_state(usage: TokenUsage, cost_usd: Decimal | None) -> tokens.PricingState.ValueType:
@@ -177,18 +184,16 @@ def _pricing_state(usage: TokenUsage, cost_usd: Decimal | None) -> tokens.Pricin
     return tokens.PRICING_STATE_UNPRICED if cost_usd is None else tokens.PRICING_STATE_PRICED
 
 
-def _attempt(attempt: AttemptSummary) -> completion.AttemptSummary:
-    return completion.AttemptSummary(
-        attempt=attempt.attempt,
-        provider=attempt.provider,
-        model=attempt.model,
-        funding=FUNDINGS[attempt.funding],
-        status=STATUSES[attempt.status],
-        error_class=attempt.error_class,
-        error_message=_utf8(attempt.error_message),
-        latency=_duration(attempt.latency_s),
-        usage_event_id=str(attempt.usage_event_id),
-    )
+def _fill_attempt(message: completion.AttemptSummary, attempt: AttemptSummary) -> None:
+    message.attempt = attempt.attempt
+    message.provider = attempt.provider
+    message.model = attempt.model
+    message.funding = FUNDINGS[attempt.funding]
+    message.status = STATUSES[attempt.status]
+    message.error_class = attempt.error_class
+    message.error_message = _utf8(attempt.error_message)
+    _fill_duration(message.latency, attempt.latency_s)
+    message.usage_event_id = str(attempt.usage_event_id)
 
 
 def _usage(usage: TokenUsage) -> tokens.TokenUsage:
@@ -245,9 +250,10 @@ def _model(facts: ModelFacts, today: date, *, is_default: bool) -> pb.Model:
     )
 
 
-def _duration(seconds: float) -> Duration:
+def _fill_duration(duration: Duration, seconds: float) -> None:
     nanoseconds = max(0, round(seconds * 1e9))
-    return Duration(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
+    duration.SetInParent()  # a time of nothing is still a time
+    duration.seconds, duration.nanos = divmod(nanoseconds, 1_000_000_000)
 
 
 def _utf8(text: str) -> str:
