@@ -20,9 +20,9 @@ from uuid import UUID
 import structlog
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled, HeldAttempt, LateUsage
-from router_service.usage import held_records
+from router_service.usage import held_records, running_records
 from router_service.usage.encode import interrupted_event, opened_fields, settled_event
-from router_service.usage.group_commit import GroupCommit
+from router_service.usage.group_commit import GroupCommit, RowWriter
 from router_service.usage.journal_file import FILE_NAME, Recovery, checksum, epoch_of, open_journal
 from router_service.usage.journal_space import JournalSpace
 from router_service.usage.log_mending import mend_log
@@ -84,12 +84,14 @@ class SqliteJournal:
         self._lock = lock
         self._metrics = metrics
         self._is_closed = False
-        self._on_settled: Callable[[], None] = lambda: None
+        self._on_settled: Callable[[int], None] = lambda _: None
         self._on_opened: Callable[[float], None] = lambda _: None
         self.recovery = recovery
         self.epoch = epoch_of(connection)
         self._space = space
         self._thread = GroupCommit(connection, space, metrics)
+        self._opening = RowWriter(running_records.write_opened, metrics.records["opened",].inc)
+        self._settling = RowWriter(running_records.write_settled, self._more_wait)
         self._live_at_s = -math.inf
         self._fields: dict[bytes, bytes] = {}  # of the attempts that run, as `opened_fields` gives them
         self._waiting = 0
@@ -127,8 +129,8 @@ class SqliteJournal:
         space = JournalSpace(directory, max_bytes=max_bytes, metrics=metrics)
         return cls(connection, lock, recovery, space, metrics)
 
-    def on_settled(self, callback: Callable[[], None]) -> None:
-        """Call `callback` on the event loop whenever there is something new to send."""
+    def on_settled(self, callback: Callable[[int], None]) -> None:
+        """Call `callback` on the event loop whenever there is something new to send, with how many events."""
         self._on_settled = callback
 
     def on_opened(self, callback: Callable[[float], None]) -> None:
@@ -150,13 +152,7 @@ class SqliteJournal:
         began_s = self._live_at_s = time.monotonic()
         event_id, fields = attempt.event_id.bytes, opened_fields(attempt)
         payload = interrupted_event(fields, attempt.estimated_input_tokens)
-        row = (event_id, payload, checksum(payload))
-
-        def write(db: sqlite3.Connection) -> None:
-            db.execute("INSERT INTO opened (event_id, payload, crc) VALUES (?, ?, ?)", row)
-            crash_point(CrashPoint.JOURNAL_BEFORE_OPENED_SYNC)
-
-        await self._thread.do(write, needs_room=True, then=self._metrics.records["opened",].inc)
+        await self._thread.write((event_id, payload, checksum(payload)), self._opening, needs_room=True)
         self._fields[event_id] = fields
         crash_point(CrashPoint.JOURNAL_AFTER_OPENED_SYNC)
         self._on_opened(time.monotonic() - began_s)
@@ -177,13 +173,7 @@ class SqliteJournal:
             await self._thread.do(write_held, is_kept=not attempt.absorbed, then=self._one_more_is_held)
             crash_point(CrashPoint.JOURNAL_AFTER_HELD_SYNC)
             return
-
-        def write(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM opened WHERE event_id = ?", (event_id,))
-            db.execute("INSERT INTO outbox (event_id, payload, crc, written_at) VALUES (?, ?, ?, ?)", row)
-            crash_point(CrashPoint.JOURNAL_BEFORE_SETTLED_SYNC)
-
-        await self._thread.do(write, is_kept=not attempt.absorbed, then=self._one_more_waits)
+        await self._thread.write(row, self._settling, is_kept=not attempt.absorbed)
         crash_point(CrashPoint.JOURNAL_AFTER_SETTLED_SYNC)
 
     async def held(self) -> list[HeldAttempt]:
@@ -197,7 +187,7 @@ class SqliteJournal:
         crash_point(CrashPoint.JOURNAL_AFTER_RELEASE_SYNC)
         if was_held:
             self._metrics.held.dec()
-            self._one_more_waits()
+            self._more_wait(1)
         return was_held
 
     async def oldest(self, limit: int, *, but: tuple[int, int] = NONE) -> list[JournalledEvent]:
@@ -273,10 +263,10 @@ class SqliteJournal:
             self._is_closed = True
             os.close(self._lock)
 
-    def _one_more_waits(self) -> None:
-        self._metrics.records["settled",].inc()
-        self._count_waiting(1)
-        self._on_settled()
+    def _more_wait(self, count: int) -> None:
+        self._metrics.records["settled",].inc(count)
+        self._count_waiting(count)
+        self._on_settled(count)
 
     def _count_waiting(self, change: int) -> None:
         self._waiting += change
@@ -303,11 +293,12 @@ class SqliteJournal:
 
     async def _sound(self, rows: Sequence[Row]) -> list[JournalledEvent]:
         """The rows whose bytes are as they were written; the others are set aside."""
-        damaged = [(sequence, "checksum") for sequence, payload, crc, _ in rows if checksum(payload) != crc]
-        if damaged:
+        sound = [JournalledEvent(sequence, payload) for sequence, payload, crc, _ in rows if checksum(payload) == crc]
+        if len(sound) < len(rows):
+            damaged = [(sequence, "checksum") for sequence, payload, crc, _ in rows if checksum(payload) != crc]
             _log.error("journal.records_damaged", count=len(damaged))
             await self.bury(damaged)
-        return [JournalledEvent(sequence, payload) for sequence, payload, crc, _ in rows if checksum(payload) == crc]
+        return sound
 
 
 def _fetch(db: sqlite3.Connection, *, query: str, bounds: tuple[int, ...]) -> list[Row]:

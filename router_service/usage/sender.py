@@ -115,7 +115,7 @@ class UsageSender:
 
     def start(self) -> None:
         """Begin to send, first what an earlier run left behind."""
-        self._journal.on_settled(self._one_settled)
+        self._journal.on_settled(self._settled)
         oldest, newest = self._news
         self._tasks = [
             asyncio.create_task(self._lane(oldest, newest_first=False), name="usage sender, oldest"),
@@ -145,8 +145,8 @@ class UsageSender:
             await asyncio.wait(self._tasks, timeout=within_s)
         await self.stop(0.0)
 
-    def _one_settled(self) -> None:
-        self._state.settled += 1
+    def _settled(self, count: int) -> None:
+        self._state.settled += count
         self._wake()
 
     def _wake(self) -> None:
