@@ -85,8 +85,9 @@ def interrupted_event(fields: bytes, estimated_input_tokens: int) -> bytes:
 
     A serialised UsageEvent, as all events here; `fields` as from `opened_fields`.
     """
-    usage = token_usage_pb2.TokenUsage(input_tokens=estimated_input_tokens)
-    return fields + _INTERRUPTED + usage_event_pb2.UsageEvent(token_usage=usage).SerializeToString()
+    event = usage_event_pb2.UsageEvent()
+    event.token_usage.input_tokens = estimated_input_tokens
+    return fields + _INTERRUPTED + event.SerializeToString()
 
 
 def with_one_outcome(payloads: Sequence[bytes]) -> list[bytes]:
@@ -125,11 +126,13 @@ def settled_event(fields: bytes, settled: AttemptSettled) -> bytes:
         error_message=_storable(settled.error_message, _MAX_MESSAGE),
         absorbed=settled.absorbed,
         usage_source=_SOURCE[settled.usage_source],
-        token_usage=None if usage is None else token_usage_to_proto(usage),
-        latency=_duration(settled.latency_s),
-        time_to_first_token=None if first_token_s is None else _duration(first_token_s),
         provider_reported_cost_usd="" if cost_usd is None else _usd(cost_usd),
     )
+    if usage is not None:
+        _fill_token_usage(ended.token_usage, usage)
+    _fill_duration(ended.latency, settled.latency_s)
+    if first_token_s is not None:
+        _fill_duration(ended.time_to_first_token, first_token_s)
     answering, asked_for = _storable(settled.model, _MAX_NAME), _storable(settled.opened.model, _MAX_NAME)
     if answering and answering != asked_for:
         ended.model, ended.requested_model = answering, asked_for
@@ -140,7 +143,7 @@ def amended_event(payload: bytes, late: LateUsage) -> bytes:
     """A serialised settled event with what the provider said afterwards in place of the estimate."""
     event = usage_event_pb2.UsageEvent.FromString(payload)
     event.usage_source = token_usage_pb2.TOKEN_USAGE_SOURCE_PROVIDER_LATE
-    event.token_usage.CopyFrom(token_usage_to_proto(late.usage))
+    _fill_token_usage(event.token_usage, late.usage)
     if late.reported_cost_usd is not None:
         event.provider_reported_cost_usd = _usd(late.reported_cost_usd)
     model = _storable(late.model, _MAX_NAME)
@@ -164,15 +167,13 @@ def record_usage_request(router_id: str, epoch: str, events: Iterable[tuple[byte
     return b"".join(parts)
 
 
-def token_usage_to_proto(usage: TokenUsage) -> token_usage_pb2.TokenUsage:
-    """The five disjoint classes."""
-    return token_usage_pb2.TokenUsage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_read_tokens=usage.cached_read_tokens,
-        cached_write_tokens=usage.cached_write_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-    )
+def _fill_token_usage(counts: token_usage_pb2.TokenUsage, usage: TokenUsage) -> None:
+    """The five disjoint classes. Zeros are set as well: a message that is absent says that nothing is known."""
+    counts.input_tokens = usage.input_tokens
+    counts.output_tokens = usage.output_tokens
+    counts.cached_read_tokens = usage.cached_read_tokens
+    counts.cached_write_tokens = usage.cached_write_tokens
+    counts.reasoning_tokens = usage.reasoning_tokens
 
 
 def _storable(text: str, limit: int) -> str:
@@ -198,6 +199,6 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-def _duration(seconds: float) -> Duration:
+def _fill_duration(duration: Duration, seconds: float) -> None:
     whole = int(seconds)
-    return Duration(seconds=whole, nanos=int((seconds - whole) * 1_000_000) * 1000)
+    duration.seconds, duration.nanos = whole, int((seconds - whole) * 1_000_000) * 1000

@@ -239,17 +239,15 @@ class UsageSender:
             self._state.in_flight.difference_update(event.sequence for event in batch)
 
     async def _settle(self, batch: list[JournalledEvent], response: usage_service_pb2.RecordUsageResponse) -> None:
-        done: list[int] = []
+        results = list(zip(batch, response.results, strict=False))
+        dispositions = [result.disposition for _, result in results]
+        done = [entry.sequence for entry, disposition in zip(batch, dispositions, strict=False) if disposition in _DONE]
         buried: list[tuple[int, str]] = []
-        dispositions: Counter[int] = Counter()
-        for entry, result in zip(batch, response.results, strict=False):
-            dispositions[result.disposition] += 1
-            if result.disposition in _DONE:
-                done.append(entry.sequence)
-            elif reason := _BURIED.get(result.disposition):
+        for entry, result in results if len(done) < len(batch) else ():
+            if reason := _BURIED.get(result.disposition):
                 buried.append((entry.sequence, reason))
                 _log.error("usage.refused", event_id=result.event_id, reason=reason, error=result.error.message)
-        for disposition, count in dispositions.items():
+        for disposition, count in Counter(dispositions).items():
             self._metrics.sent[_name(disposition),].inc(count)
         if done:
             await self._journal.remove(done)

@@ -15,7 +15,7 @@ import pytest
 import uuid_utils.compat
 
 from router_service.usage.channel import usage_channel
-from router_service.usage.group_commit import GroupCommit
+from router_service.usage.group_commit import GroupCommit, Row, RowWriter
 from router_service.usage.journal import SqliteJournal
 from router_service.usage.journal_file import open_journal
 from router_service.usage.journal_space import JournalSpace
@@ -92,6 +92,33 @@ async def test_requests_go_before_a_backlog_and_one_piece_of_it_rides_along(thre
 
     assert [name.partition(",")[0] for name in thread.done] == ["request", "first piece", "second piece"]
     assert all(name.endswith("in a transaction") for name in thread.done)
+
+
+async def test_the_rows_of_all_who_wait_are_written_at_once_and_counted_at_once(thread: Thread) -> None:
+    written: list[list[Row]] = []
+    counted: list[int] = []
+    writer = RowWriter(lambda _, rows: written.append(rows), counted.append)
+    busy = await thread.hold_up()
+    work = [thread.commit.write((number,), writer) for number in range(5)]
+    thread.go.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(busy, *work)
+
+    assert written == [[(0,), (1,), (2,), (3,), (4,)]]
+    assert counted == [5]
+
+
+async def test_a_row_counts_as_written_although_whoever_gave_it_waits_no_more(thread: Thread) -> None:
+    counted: list[int] = []
+    writer = RowWriter(lambda _, rows: None, counted.append)
+    busy = await thread.hold_up()
+    given_up, waited_for = (thread.commit.write((name,), writer) for name in ("given up", "waited for"))
+    given_up.cancel()
+    thread.go.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(busy, waited_for)
+
+    assert sum(counted) == 2
 
 
 async def test_what_only_reads_waits_for_requests_and_for_no_commit(thread: Thread) -> None:

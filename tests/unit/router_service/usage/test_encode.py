@@ -87,6 +87,14 @@ def test_what_is_not_known_is_absent_and_not_zero() -> None:
     assert event.requested_model == ""
 
 
+def test_what_is_known_to_be_zero_is_not_absent() -> None:
+    event = ended(replace(settled_attempt(EVENT_ID), usage=TokenUsage(), latency_s=0.0, time_to_first_token_s=0.0))
+
+    assert event.HasField("token_usage")
+    assert event.HasField("latency")
+    assert event.HasField("time_to_first_token")
+
+
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "1E12"])
 def test_what_is_no_amount_of_money_is_not_passed_on(amount: str) -> None:
     event = ended(replace(settled_attempt(EVENT_ID), reported_cost_usd=Decimal(amount)))
