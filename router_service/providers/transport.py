@@ -1,7 +1,8 @@
 """HTTP to one provider: the httpx seam (`httpx.Request` in, `httpx.Response` out) over aiohttp's connections.
 
 Called directly with a prebuilt request, never through `httpx.AsyncClient`: client and default transport of httpx cost
-many times what the request itself does. The response's stream yields what has arrived at once.
+many times what the request itself does, and `http_exchange` says why aiohttp's client is left out too. The response's
+stream yields what has arrived at once.
 
 What it refuses: any origin but the one it was made for, addresses outside the egress policy, redirects (a 3xx is an
 answer like any other), content-encodings (none was asked for), proxies and cookies from the environment, huge headers.
@@ -21,14 +22,16 @@ import aiohttp
 import httpx
 from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from router_service.providers.bounded_reads import BoundedConnector
 from router_service.providers.egress import EgressPolicy
+from router_service.providers.http_exchange import AnswerLimits, Exchange, exchange, head_of
 from router_service.providers.read_window import BURST_BYTES, HoldableSocket, ReadWindows
 
-_OWN_HEADERS: Final = frozenset({"host", "content-length", "connection", "transfer-encoding"})  # aiohttp writes these
-_AUTOMATIC_HEADERS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_OWN_HEADERS: Final = frozenset({b"host", b"content-length", b"connection", b"transfer-encoding"})  # written here
 # The most that one step of a body yields. What a caller does not read waits in pieces of this size: one as bytes, one
 # as text, and one on its way out. It is what a burst is, too: whoever gets a whole piece is not reading a trickle.
 SLICE_BYTES: Final = BURST_BYTES
@@ -78,8 +81,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         self._tls = tls
         self._limits = limits or ConnectionLimits()
         self._windows = windows or ReadWindows(0)
-        self._session: aiohttp.ClientSession | None = None
-        self._last_url = ("", URL())  # the last address that was checked, ready for aiohttp
+        self._answer_limits = AnswerLimits(self._limits.max_header_line_bytes, self._limits.max_headers, SLICE_BYTES)
+        self._opened: tuple[BoundedConnector, ClientRequest] | None = None  # and what tells it where to connect to
+        self._last_url = ("", b"", b"")  # the last address that was checked; its target and its host, as sent
         self._is_closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -88,40 +92,48 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         if url != self._last_url[0]:
             if _origin(request.url) != self._origin:
                 raise EgressRefused("the request is for another origin than this provider's", request=request)
-            self._last_url = (url, URL(url, encoded=True))
-        timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        connect_s = timeout.get("connect") or self._limits.default_connect_timeout_s
-        headers = [(name, value) for name, value in request.headers.multi_items() if name not in _OWN_HEADERS]
+            parsed = URL(url, encoded=True)
+            self._last_url = (url, parsed.raw_path_qs.encode(), (parsed.host_port_subcomponent or "").encode())
         try:
-            answer = await self._open_session(request).request(
-                request.method,
-                self._last_url[1],
-                headers=headers,
-                data=b"".join(request.stream) or None,  # type: ignore[arg-type]  # whole, as whoever made it says
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
-            )
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            answer = await self._exchanged(request)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, TimeoutError, ValueError) as error:
             raise _fault_before_headers(error, request) from error
         stream: httpx.AsyncByteStream = _ArrivalStream(answer, request, self._windows)
-        encoding = answer.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in {"", "identity"}:
+        if any(name.lower() == b"content-encoding" and _is_coded(value) for name, value in answer.headers):
             await stream.aclose()
             if answer.status == httpx.codes.OK:
                 raise httpx.DecodingError("the body has a content-encoding that was not asked for", request=request)
             stream = httpx.ByteStream(b"")  # the status alone says enough; the body could be a bomb
-        return httpx.Response(answer.status, headers=answer.raw_headers, stream=stream, request=request)
+        return httpx.Response(answer.status, headers=answer.headers, stream=stream, request=request)
 
     async def aclose(self) -> None:
         """Close every connection. Requests that are under way fail; later ones are refused."""
         self._is_closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._opened is not None:
+            await self._opened[0].close()
 
-    def _open_session(self, request: httpx.Request) -> aiohttp.ClientSession:
+    async def _exchanged(self, request: httpx.Request) -> Exchange:
+        connector, place = self._open(request)
+        timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        connect_s = timeout.get("connect") or self._limits.default_connect_timeout_s
+        body = b"".join(request.stream)  # type: ignore[arg-type]  # whole, as whoever made it says
+        headers = [header for header in request.headers.raw if header[0].lower() not in _OWN_HEADERS]
+        if body or request.method != "GET":
+            headers.append((b"Content-Length", b"%d" % len(body)))
+        _, target, host = self._last_url
+        data = head_of(request.method, target, host, headers) + body
+        try:
+            return await exchange(connector, place, data, self._answer_limits, connect_s=connect_s)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if request.method != "GET" or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # The server may have closed a kept connection just then, and to ask again does no harm.
+            return await exchange(connector, place, data, self._answer_limits, connect_s=connect_s)
+
+    def _open(self, request: httpx.Request) -> tuple[BoundedConnector, ClientRequest]:
         if self._is_closed:
             raise httpx.ConnectError("the transport is closed", request=request)
-        if self._session is None:  # made late, because aiohttp wants the running loop
+        if self._opened is None:  # made late, because aiohttp wants the running loop
             limits = self._limits
             connector = BoundedConnector(
                 max_read_bytes=2 * SLICE_BYTES,
@@ -132,18 +144,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 socket_factory=self._checked_socket,
                 ssl=self._tls if self._tls is not None else True,
             )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                read_bufsize=SLICE_BYTES,
-                trust_env=False,
-                skip_auto_headers=_AUTOMATIC_HEADERS,
-                max_line_size=limits.max_header_line_bytes,
-                max_field_size=limits.max_header_line_bytes,
-                max_headers=limits.max_headers,
-            )
-        return self._session
+            place = ClientRequest("GET", URL(str(request.url), encoded=True), loop=asyncio.get_running_loop())
+            self._opened = (connector, place)
+        return self._opened
 
     def _refusal(self, address: str) -> str | None:
         return self._policy.refusal(address, encrypted=self._origin[0] == "https")
@@ -196,7 +199,7 @@ class _CheckedResolver(AbstractResolver):
 class _ArrivalStream(httpx.AsyncByteStream):
     """A body. Each step yields what has arrived, a slice at most; closing before the end drops the connection."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, windows: ReadWindows) -> None:
+    def __init__(self, answer: Exchange, request: httpx.Request, windows: ReadWindows) -> None:
         self._answer = answer
         self._request = request
         self._windows = windows
@@ -209,7 +212,7 @@ class _ArrivalStream(httpx.AsyncByteStream):
 
     async def __anext__(self) -> bytes:
         try:
-            data = await self._answer.content.read(SLICE_BYTES)
+            data = await self._answer.body.read(SLICE_BYTES)
         except (aiohttp.ClientError, OSError) as error:
             raise _fault_in_body(error, self._request) from error
         if self._socket is not None:
@@ -225,11 +228,15 @@ class _ArrivalStream(httpx.AsyncByteStream):
         """See `hold_reading`."""
         if self._is_burst:
             return
-        connection = self._answer.connection  # None after the end of the body: it may be another request's by now
-        if connection is not None and connection.transport is not None:
-            self._socket = connection.transport.get_extra_info("socket")
+        transport = self._answer.transport  # None after the end of the body
+        if transport is not None:
+            self._socket = transport.get_extra_info("socket")
             if self._socket is not None:
                 self._windows.hold(self._socket)
+
+    def has_ended(self) -> bool:
+        """See `has_ended`."""
+        return self._answer.body.is_eof()
 
     async def aclose(self) -> None:
         if self._socket is not None:
@@ -250,6 +257,15 @@ def hold_reading(response: httpx.Response) -> None:
         response.stream.hold()
 
 
+def has_ended(response: httpx.Response) -> bool:
+    """Whether the end of the body is here, read or not, so that its connection is free already."""
+    return isinstance(response.stream, _ArrivalStream) and response.stream.has_ended()
+
+
+def _is_coded(encoding: bytes) -> bool:
+    return encoding.strip().lower() not in {b"", b"identity"}
+
+
 def _origin(url: httpx.URL) -> tuple[str, str, int]:
     return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
 
@@ -263,7 +279,7 @@ _FAULTS_BEFORE_HEADERS: Final[tuple[tuple[type[Exception], type[httpx.TransportE
     (aiohttp.ClientConnectorError, httpx.ConnectError, "the connection failed"),
     (TimeoutError, httpx.ReadTimeout, "the server is silent"),
     (aiohttp.ServerDisconnectedError, httpx.RemoteProtocolError, "the server closed the connection without an answer"),
-    (aiohttp.ClientResponseError, httpx.RemoteProtocolError, "the answer is not HTTP or its headers are too large"),
+    (HttpProcessingError, httpx.RemoteProtocolError, "the answer is not HTTP or its headers are too large"),
     (aiohttp.ClientConnectionResetError, httpx.WriteError, "the connection broke while the request was sent"),
     (OSError, httpx.ReadError, "the connection broke before the answer"),
     (ValueError, httpx.LocalProtocolError, "the request cannot be written as HTTP"),

@@ -282,6 +282,49 @@ async def test_a_connection_whose_answer_came_in_odd_pieces_serves_the_next_one(
         assert connections == 1
 
 
+async def test_a_request_that_cannot_be_written_as_http_is_not_sent(
+    server: ScriptedProvider, open_transport: Open
+) -> None:
+    request = httpx.Request("GET", f"{server.base_url}/models", headers={"Authorization": "Bearer a\r\nX-Injected: b"})
+
+    with pytest.raises(httpx.LocalProtocolError) as refusal:
+        await open_transport(server.base_url).handle_async_request(request)
+
+    assert "Bearer" not in str(refusal.value)
+    assert not server.served
+
+
+@pytest.mark.parametrize(("method", "connections"), [("GET", 2), ("POST", 1)])
+async def test_only_what_does_no_harm_is_asked_again_when_a_kept_connection_turns_out_closed(
+    open_transport: Open, method: str, connections: int
+) -> None:
+    asked: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(0)
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                asked[-1] += 1
+                if asked == [2]:
+                    break
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = open_transport(url)
+        await read_all(await transport.handle_async_request(httpx.Request(method, url)))
+        if method == "GET":
+            response = await transport.handle_async_request(httpx.Request(method, url))
+            assert await read_all(response) == [b"ok"]
+        else:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await transport.handle_async_request(httpx.Request(method, url))
+        await transport.aclose()
+
+        assert len(asked) == connections
+
+
 async def test_switching_protocols_is_an_answer_like_any_other(open_transport: Open) -> None:
     answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
 
