@@ -34,7 +34,7 @@ class Exchange:
         self.headers = message.raw_headers
         self.body = body
         self._connection = connection
-        body.on_eof(connection.release)
+        body.on_eof(self._give_back)
 
     @property
     def transport(self) -> asyncio.Transport | None:
@@ -44,6 +44,13 @@ class Exchange:
     def close(self) -> None:
         """Drop the connection, if the body has not ended."""
         self._connection.close()
+
+    def _give_back(self) -> None:
+        protocol = self._connection.protocol
+        if protocol is not None and protocol.writing_paused:
+            self._connection.close()  # the server answered a request that it has not read, and may never read
+        else:
+            self._connection.release()
 
 
 def head_of(method: str, target: bytes, host: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:

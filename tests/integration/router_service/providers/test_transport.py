@@ -325,6 +325,32 @@ async def test_only_what_does_no_harm_is_asked_again_when_a_kept_connection_turn
         assert len(asked) == connections
 
 
+async def test_a_connection_whose_server_left_a_request_unread_serves_no_other(open_transport: Open) -> None:
+    """What is still to be written of the first request would stand in the way of the second for ever."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno")
+        await is_over.wait()
+        writer.close()
+
+    is_over = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = open_transport(url)
+        for body in (b"x" * (32 << 20), b"x"):  # far more than the kernel takes for a reader who does not read
+            request = httpx.Request("POST", url, content=body)
+            response = await asyncio.wait_for(transport.handle_async_request(request), 30)
+            assert await read_all(response) == [b"no"]
+        await transport.aclose()
+        is_over.set()
+
+        assert connections == 2
+
+
 async def test_switching_protocols_is_an_answer_like_any_other(open_transport: Open) -> None:
     answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
 
