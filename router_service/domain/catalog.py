@@ -81,6 +81,7 @@ class ProviderNames:
     """Turns what people write into catalogue names: "Groq (Llama 3.3 70B)" is "groq"."""
 
     def __init__(self, specs: Mapping[str, ProviderSpec]) -> None:
+        self._catalogue = frozenset(specs)
         self._names = {
             _key(alias): name for name, spec in specs.items() for alias in (name, spec.display_name, *spec.aliases)
         }
@@ -91,6 +92,8 @@ class ProviderNames:
 
     def normalise(self, text: str) -> str | None:
         """The catalogue name, or None for a provider that the catalogue does not have."""
+        if text in self._catalogue:
+            return text
         return self._names.get(_key(re.sub(r"\(.*\)", "", text)))
 
 
