@@ -5,8 +5,8 @@ with a commit that is due anyway, one piece each, or is done when nobody else ha
 who wait no sync of its own. It is for whoever asks for such work to ask for small pieces.
 
 Each statement hands Python's lock over to the event loop and has to get it back. So what every request writes is handed
-in as rows, and the rows of all that wait are written by one statement: a group of four costs a fifth less, and holds up
-the loop less often.
+in as rows, and the rows of all that wait are written by one statement: a group of four costs a seventh less (136 us
+instead of 158 for the two records of an attempt), and holds up the loop less often.
 
 Nobody is ever left waiting: whatever goes wrong in the thread reaches those whose work it was, and the thread goes on.
 """
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from router_service.usage.metrics import UsageMetrics
+from router_service.usage.metrics import CommitMetrics
 from service_runtime.errors import Category, ServiceError
 from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_sabotaged
 
@@ -102,7 +102,7 @@ class _Work:
 class GroupCommit:
     """Runs statements in the thread that owns the connection."""
 
-    def __init__(self, connection: sqlite3.Connection, space: DiskSpace, metrics: UsageMetrics) -> None:
+    def __init__(self, connection: sqlite3.Connection, space: DiskSpace, metrics: CommitMetrics) -> None:
         self._connection = connection
         self._space = space
         self._metrics = metrics

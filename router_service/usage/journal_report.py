@@ -9,7 +9,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from router_service.usage.journal import JournalState, SqliteJournal
-from router_service.usage.metrics import UsageMetrics
+from router_service.usage.metrics import JournalMetrics
 from service_runtime.errors import Category, ServiceError
 from turnpike.usage.v1 import usage_service_pb2, usage_service_pb2_grpc
 
@@ -22,7 +22,7 @@ class JournalReporter:
     """Reports one journal under the router's name."""
 
     def __init__(
-        self, journal: SqliteJournal, channel: grpc.aio.Channel, *, router_id: str, metrics: UsageMetrics
+        self, journal: SqliteJournal, channel: grpc.aio.Channel, *, router_id: str, metrics: JournalMetrics
     ) -> None:
         self._journal = journal
         self._usage = usage_service_pb2_grpc.UsageServiceStub(channel)

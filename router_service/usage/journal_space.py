@@ -11,14 +11,14 @@ from pathlib import Path
 
 import structlog
 
-from router_service.usage.metrics import UsageMetrics
+from router_service.usage.metrics import JournalMetrics
 from service_runtime.errors import Category, ServiceError
 
 _log = structlog.get_logger(__name__)
 
 RESERVE_BYTES = 8 << 20  # some 10,000 records
 _RETRY_INTERVAL_S = 5.0
-_LOOKS_EVERY_S = 0.05  # how much is used; a look costs an eighth of a commit
+_LOOKS_EVERY_S = 0.05  # how much is used; a look costs some 40 us beside a commit's 140
 # In one statement: three take four times as long.
 _USED_BYTES = (
     "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
@@ -37,7 +37,7 @@ class JournalSpace:
         directory: Path,
         *,
         max_bytes: int,
-        metrics: UsageMetrics,
+        metrics: JournalMetrics,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory

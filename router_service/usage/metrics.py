@@ -9,19 +9,11 @@ from service_runtime.metrics import Children
 _DISK_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
-class UsageMetrics:
-    """Metrics of one router process. Labels are closed sets, never a tenant."""
+class CommitMetrics:
+    """What the thread counts that writes the journal."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.commits = Counter("turnpike_router_journal_commits", "Commits of the journal.", registry=registry)
-        self.records = Children(
-            Counter(
-                "turnpike_router_journal_records",
-                "Records written: opened, settled or held.",
-                ["kind"],
-                registry=registry,
-            )
-        )
         self.group_size = Histogram(
             "turnpike_router_journal_group_size",
             "Records per commit.",
@@ -38,32 +30,6 @@ class UsageMetrics:
             "turnpike_router_journal_rotation_seconds",
             "How long it took to move SQLite's log into the main file; records wait meanwhile.",
             buckets=_DISK_SECONDS,
-            registry=registry,
-        )
-        self.waiting = Gauge(
-            "turnpike_router_journal_waiting_events", "Events that the ledger has not acknowledged.", registry=registry
-        )
-        self.held = Gauge(
-            "turnpike_router_journal_held_events",
-            "Settled events held back while their provider is asked what they consumed.",
-            registry=registry,
-        )
-        self.opened = Gauge(
-            "turnpike_router_journal_open_attempts", "Attempts that run, as of the last report.", registry=registry
-        )
-        self.oldest_opened = Gauge(
-            "turnpike_router_journal_oldest_open_timestamp_seconds",
-            "When the longest running attempt was opened; 0 when none runs.",
-            registry=registry,
-        )
-        self.missing = Gauge(
-            "turnpike_router_journal_missing_events",
-            "Events of this journal that neither it nor the ledger has, as the ledger last said.",
-            registry=registry,
-        )
-        self.oldest_waiting = Gauge(
-            "turnpike_router_journal_oldest_waiting_timestamp_seconds",
-            "When the longest waiting event was written; 0 when none waits.",
             registry=registry,
         )
         self.refusals = Counter(
@@ -84,23 +50,63 @@ class UsageMetrics:
             "Writes that the disk or SQLite refused, before any remedy.",
             registry=registry,
         )
-        self.reserve_bytes = Gauge(
-            "turnpike_router_journal_reserve_bytes",
-            "Disk space held back for the records of running attempts.",
+
+
+class JournalMetrics:
+    """What is in the journal, and what was found in it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.records = Children(
+            Counter(
+                "turnpike_router_journal_records",
+                "Records written: opened, settled or held.",
+                ["kind"],
+                registry=registry,
+            )
+        )
+        self.waiting = Gauge(
+            "turnpike_router_journal_waiting_events", "Events that the ledger has not acknowledged.", registry=registry
+        )
+        self.held = Gauge(
+            "turnpike_router_journal_held_events",
+            "Settled events held back while their provider is asked what they consumed.",
             registry=registry,
         )
-        self.corrupt_files = Counter(
-            "turnpike_router_journal_corrupt_files",
-            "Journal files that were damaged or foreign and were set aside.",
+        self.opened = Gauge(
+            "turnpike_router_journal_open_attempts", "Attempts that run, as of the last report.", registry=registry
+        )
+        self.oldest_opened = Gauge(
+            "turnpike_router_journal_oldest_open_timestamp_seconds",
+            "When the longest running attempt was opened; 0 when none runs.",
+            registry=registry,
+        )
+        self.oldest_waiting = Gauge(
+            "turnpike_router_journal_oldest_waiting_timestamp_seconds",
+            "When the longest waiting event was written; 0 when none waits.",
+            registry=registry,
+        )
+        self.missing = Gauge(
+            "turnpike_router_journal_missing_events",
+            "Events of this journal that neither it nor the ledger has, as the ledger last said.",
             registry=registry,
         )
         self.used_bytes = Gauge(
             "turnpike_router_journal_bytes", "Bytes that the journal's records take.", registry=registry
         )
+        self.reserve_bytes = Gauge(
+            "turnpike_router_journal_reserve_bytes",
+            "Disk space held back for the records of running attempts.",
+            registry=registry,
+        )
         self.dead_letters = Counter(
             "turnpike_router_journal_dead_letters",
             "Events kept aside because the ledger will never take them.",
             ["reason"],
+            registry=registry,
+        )
+        self.corrupt_files = Counter(
+            "turnpike_router_journal_corrupt_files",
+            "Journal files that were damaged or foreign and were set aside.",
             registry=registry,
         )
         self.recovered = Counter(
@@ -109,6 +115,12 @@ class UsageMetrics:
             ["kind"],
             registry=registry,
         )
+
+
+class SenderMetrics:
+    """What became of the events that were sent, and how fast they go."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.sent = Children(
             Counter(
                 "turnpike_router_usage_events_sent",
@@ -133,3 +145,11 @@ class UsageMetrics:
             "How long requests wait with a backlog's batches over without, as last felt.",
             registry=registry,
         )
+
+
+class UsageMetrics(CommitMetrics, JournalMetrics, SenderMetrics):
+    """All of one router process. Labels are closed sets, never a tenant."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        for part in (CommitMetrics, JournalMetrics, SenderMetrics):
+            part.__init__(self, registry)

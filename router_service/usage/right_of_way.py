@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from router_service.usage import pacing
 from router_service.usage.journal import SqliteJournal
-from router_service.usage.metrics import UsageMetrics
+from router_service.usage.metrics import SenderMetrics
 from router_service.usage.pacing import PaceSettings, Waits, batch_size, first_pace
 
 _REQUESTS_WITHIN_S = 0.5  # since when there are said to be requests
@@ -45,7 +45,7 @@ class RightOfWay:
     def __init__(
         self,
         idle_s: Callable[[], float],
-        metrics: UsageMetrics,
+        metrics: SenderMetrics,
         *,
         settings: PaceSettings = pacing.DEFAULT,
         now_s: Callable[[], float] = time.monotonic,
@@ -70,7 +70,7 @@ class RightOfWay:
 
     @classmethod
     def beside(
-        cls, journal: SqliteJournal, metrics: UsageMetrics, *, settings: PaceSettings = pacing.DEFAULT
+        cls, journal: SqliteJournal, metrics: SenderMetrics, *, settings: PaceSettings = pacing.DEFAULT
     ) -> RightOfWay:
         """Of the requests that a journal records."""
         right_of_way = cls(lambda: journal.idle_s, metrics, settings=settings)

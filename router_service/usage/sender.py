@@ -27,7 +27,7 @@ from grpc_status import rpc_status
 from router_service.usage import pacing
 from router_service.usage.encode import record_usage_request
 from router_service.usage.journal import NONE, JournalledEvent, SqliteJournal
-from router_service.usage.metrics import UsageMetrics
+from router_service.usage.metrics import SenderMetrics
 from router_service.usage.pacing import PaceSettings
 from router_service.usage.right_of_way import Batches, RightOfWay
 from service_runtime.faults import CrashPoint, Sabotage, crash_point, is_armed, is_sabotaged
@@ -88,7 +88,7 @@ class UsageSender:
         channel: grpc.aio.Channel,
         *,
         router_id: str,
-        metrics: UsageMetrics,
+        metrics: SenderMetrics,
         settings: SenderSettings = SenderSettings(),
         right_of_way: RightOfWay | None = None,
         now_s: Callable[[], float] = time.monotonic,
