@@ -5,11 +5,13 @@ Rollups and rows become these in `storage`, protos are made of them in `api`; su
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import reduce
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from usage_service.domain import histogram
@@ -29,8 +31,7 @@ class UsageFilter:
     funding: Funding = Funding.NO_KEY
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """Money in US dollars by how sure it is. `unpriced` attempts consumed tokens for which no price is known."""
 
     exact_usd: Decimal = Decimal(0)
@@ -42,14 +43,6 @@ class Cost:
     def usd(self) -> Decimal:
         return self.exact_usd + self.estimated_usd
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.exact_usd + other.exact_usd,
-            self.estimated_usd + other.estimated_usd,
-            self.unpriced_attempts + other.unpriced_attempts,
-            self.unpriced_tokens + other.unpriced_tokens,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Durations:
@@ -59,14 +52,8 @@ class Durations:
     sum_ms: int = 0
     histogram: Sequence[int] = ()
 
-    def __add__(self, other: Durations) -> Durations:
-        return Durations(
-            self.count + other.count, self.sum_ms + other.sum_ms, histogram.add(self.histogram, other.histogram)
-        )
 
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
+class Outcomes(NamedTuple):
     """How attempts ended. `requests` are the attempts that failover did not absorb; `failed` includes interrupted."""
 
     requests: int = 0
@@ -76,17 +63,6 @@ class Outcomes:
     rate_limited: int = 0
     cancelled: int = 0
     absorbed: int = 0
-
-    def __add__(self, other: Outcomes) -> Outcomes:
-        return Outcomes(
-            requests=self.requests + other.requests,
-            attempts=self.attempts + other.attempts,
-            succeeded=self.succeeded + other.succeeded,
-            failed=self.failed + other.failed,
-            rate_limited=self.rate_limited + other.rate_limited,
-            cancelled=self.cancelled + other.cancelled,
-            absorbed=self.absorbed + other.absorbed,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +76,30 @@ class ModelUsage:
     cost: Cost = field(default_factory=Cost)
     latency: Durations = field(default_factory=Durations)
     first_token: Durations = field(default_factory=Durations)
+
+
+def total_of(groups: Sequence[ModelUsage]) -> ModelUsage:
+    """All groups together."""
+    return ModelUsage(
+        outcomes=Outcomes(*_sums(group.outcomes for group in groups)),
+        tokens=TokenCounts(*_sums(group.tokens for group in groups)),
+        cost=Cost(*_sums(group.cost for group in groups)),
+        latency=_all([group.latency for group in groups]),
+        first_token=_all([group.first_token for group in groups]),
+    )
+
+
+def _sums(rows: Iterable[tuple[Any, ...]]) -> Iterable[Any]:
+    """The sum of each column."""
+    return map(sum, zip(*rows, strict=True))
+
+
+def _all(durations: Sequence[Durations]) -> Durations:
+    return Durations(
+        count=sum(one.count for one in durations),
+        sum_ms=sum(one.sum_ms for one in durations),
+        histogram=reduce(histogram.add, (one.histogram for one in durations), ()),
+    )
 
 
 class Grouping(Enum):

@@ -16,6 +16,7 @@ from usage_service.domain.report import (
     FailureKey,
     GroupedUsage,
     Grouping,
+    ModelUsage,
     StoredRecord,
     UsageFilter,
     UsagePoint,
@@ -71,6 +72,12 @@ class Rollups(Protocol):
     """Sums over the rollups. `tiles` are disjoint; each method reads one state of the ledger."""
 
     async def usage_by_group(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> Sequence[ModelUsage]:
+        """At most `limit` groups, most requests first."""
+        ...
+
+    async def page_of_usage_by_group(
         self,
         tenant_id: UUID,
         tiles: Sequence[Tile],

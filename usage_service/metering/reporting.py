@@ -23,6 +23,7 @@ from usage_service.domain.report import (
     UsagePoint,
     UsageReport,
     UsageSeries,
+    total_of,
 )
 from usage_service.domain.steps import Step, StepTooFine, TooManySteps, default_step, steps
 from usage_service.domain.window import RollupRetention, Window, answerable, local_days, tiles
@@ -79,19 +80,25 @@ class Reporting:
     ) -> UsageReport:
         """Usage by group, over the smallest window around `window` that the kept rollups can answer.
 
-        Without a `page_size` it is all of them: raises ServiceError FAILED_PRECONDITION REPORT_TOO_LARGE above
-        `MAX_MODELS` entries.
+        Without a `page_size` it is all of them, or all that follow `after` up to `MAX_MODELS`: raises ServiceError
+        FAILED_PRECONDITION REPORT_TOO_LARGE when all are more than that.
         """
         answered = answerable(window, self._retention.kept_at(self._now()))
-        found = await self._rollups.usage_by_group(
-            tenant_id, tiles(answered), only, grouping=grouping, after=after, limit=(page_size or MAX_MODELS) + 1
-        )
-        if page_size is None and len(found.groups) > MAX_MODELS:
-            raise _too_large(
-                f"the window holds more than {MAX_MODELS} models; set page_size, filter by provider or model, or "
-                "shorten the window"
+        if page_size is None and after is None:
+            models = await self._rollups.usage_by_group(
+                tenant_id, tiles(answered), only, grouping=grouping, limit=MAX_MODELS + 1
             )
-        page = _page(found.groups, page_size or MAX_MODELS)
+            if len(models) > MAX_MODELS:
+                raise _too_large(
+                    f"the window holds more than {MAX_MODELS} models; set page_size, filter by provider or model, or "
+                    "shorten the window"
+                )
+            return UsageReport(answered, models, total_of(models))
+        size = page_size or MAX_MODELS
+        found = await self._rollups.page_of_usage_by_group(
+            tenant_id, tiles(answered), only, grouping=grouping, after=after, limit=size + 1
+        )
+        page = _page(found.groups, size)
         return UsageReport(answered, page.entries, found.total, page.has_more)
 
     async def series(

@@ -101,6 +101,7 @@ def _text(shape: _Shape) -> str:
     )
     return (
         _QUERIES[shape.query]
+        .replace("{sums}", _QUERIES["sums"])
         .replace("{buckets}", buckets)
         .replace("{filters}", filters)
         .replace("{provider}", "provider" if shape.grouping.by_provider else "''")

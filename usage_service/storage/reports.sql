@@ -27,31 +27,47 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS found
 
+-- name: sums
+-- What reports of usage add up, histograms apart: a part of the statements below.
+(sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
+sum(attempts)::bigint AS attempts,
+coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
+coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
+coalesce(sum(attempts) FILTER (WHERE status = 'rate_limit'), 0)::bigint AS rate_limited,
+coalesce(sum(attempts) FILTER (WHERE status = 'cancelled'), 0)::bigint AS cancelled,
+coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
+sum(input_tokens)::bigint AS input_tokens,
+sum(output_tokens)::bigint AS output_tokens,
+sum(cached_read_tokens)::bigint AS cached_read_tokens,
+sum(cached_write_tokens)::bigint AS cached_write_tokens,
+sum(reasoning_tokens)::bigint AS reasoning_tokens,
+sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
+coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
+sum(unpriced_attempts)::bigint AS unpriced_attempts,
+sum(unpriced_tokens)::bigint AS unpriced_tokens,
+sum(latency_sum_ms)::bigint AS latency_sum_ms,
+sum(first_token_sum_ms)::bigint AS first_token_sum_ms
+
 -- name: usage_by_group
--- Sums by provider and model, or by fewer of them, after a given entry, most requests first; the last row is the total.
--- {provider} and {model_name} stand for the columns, or for '' where they are not told apart.
+-- Sums by provider and model, or by fewer of them, most requests first. {provider} and {model_name} stand for the
+-- columns, or for '' where they are not told apart.
+SELECT {provider} AS provider,
+       {model_name} AS model_name,
+       {sums},
+       numeric_send(sum(latency_histogram)) AS latency_histogram,
+       numeric_send(sum(first_token_histogram)) AS first_token_histogram
+FROM ({buckets}) AS found
+GROUP BY 1, 2, '0'::xid
+ORDER BY requests DESC, attempts DESC, provider, model_name
+LIMIT $2;
+
+-- name: page_of_usage_by_group
+-- The same after a given entry; the last row is the total of all entries, few of which a page may hold.
 WITH entry AS (
     SELECT {provider} AS provider,
            {model_name} AS model_name,
-           (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
-           sum(attempts)::bigint AS attempts,
-           coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
-           coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
-           coalesce(sum(attempts) FILTER (WHERE status = 'rate_limit'), 0)::bigint AS rate_limited,
-           coalesce(sum(attempts) FILTER (WHERE status = 'cancelled'), 0)::bigint AS cancelled,
-           coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
-           sum(input_tokens)::bigint AS input_tokens,
-           sum(output_tokens)::bigint AS output_tokens,
-           sum(cached_read_tokens)::bigint AS cached_read_tokens,
-           sum(cached_write_tokens)::bigint AS cached_write_tokens,
-           sum(reasoning_tokens)::bigint AS reasoning_tokens,
-           sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
-           coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
-           sum(unpriced_attempts)::bigint AS unpriced_attempts,
-           sum(unpriced_tokens)::bigint AS unpriced_tokens,
-           sum(latency_sum_ms)::bigint AS latency_sum_ms,
+           {sums},
            sum(latency_histogram) AS latency_histogram,
-           sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
            sum(first_token_histogram) AS first_token_histogram
     FROM ({buckets}) AS found
     GROUP BY 1, 2, '0'::xid
@@ -104,25 +120,8 @@ ORDER BY is_total, requests DESC, attempts DESC, provider, model_name;
 SELECT width_bucket(bucket, $2::timestamptz[]) AS step,
        {provider} AS provider,
        {model_name} AS model_name,
-       (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
-       sum(attempts)::bigint AS attempts,
-       coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
-       coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
-       coalesce(sum(attempts) FILTER (WHERE status = 'rate_limit'), 0)::bigint AS rate_limited,
-       coalesce(sum(attempts) FILTER (WHERE status = 'cancelled'), 0)::bigint AS cancelled,
-       coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
-       sum(input_tokens)::bigint AS input_tokens,
-       sum(output_tokens)::bigint AS output_tokens,
-       sum(cached_read_tokens)::bigint AS cached_read_tokens,
-       sum(cached_write_tokens)::bigint AS cached_write_tokens,
-       sum(reasoning_tokens)::bigint AS reasoning_tokens,
-       sum(cost_usd) - coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS exact_usd,
-       coalesce(sum(cost_usd) FILTER (WHERE usage_source = 'estimated'), 0) AS estimated_usd,
-       sum(unpriced_attempts)::bigint AS unpriced_attempts,
-       sum(unpriced_tokens)::bigint AS unpriced_tokens,
-       sum(latency_sum_ms)::bigint AS latency_sum_ms,
+       {sums},
        numeric_send(sum(latency_histogram)) AS latency_histogram,
-       sum(first_token_sum_ms)::bigint AS first_token_sum_ms,
        numeric_send(sum(first_token_histogram)) AS first_token_histogram
 FROM ({buckets}) AS found
 GROUP BY 1, 2, 3, '0'::xid

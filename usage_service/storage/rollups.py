@@ -43,6 +43,12 @@ class PostgresRollups:
         self._postgres = postgres
 
     async def usage_by_group(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> list[ModelUsage]:
+        statement = on_tiles("usage_by_group", tenant_id, limit, tiles=tiles, only=only, grouping=grouping)
+        return [_model_usage(record) for record in await self._fetch(statement)]
+
+    async def page_of_usage_by_group(
         self,
         tenant_id: UUID,
         tiles: Sequence[Tile],
@@ -53,7 +59,7 @@ class PostgresRollups:
         limit: int,
     ) -> GroupedUsage:
         statement = on_tiles(
-            "usage_by_group",
+            "page_of_usage_by_group",
             tenant_id,
             *((after.requests, after.attempts, after.provider, after.model) if after else (None,) * 4),
             limit,

@@ -148,6 +148,25 @@ async def test_a_report_with_more_models_than_fit_asks_for_a_filter(
     assert (await reports.get_tenant_usage_stats(request)).total.requests == 1
 
 
+async def test_every_page_tells_the_total_of_the_whole_report(postgres: Postgres, reports: ReportHandlers) -> None:
+    await store(postgres, random_rows(random.Random(3), 200, LAST_DAY))
+    request = pb.GetTenantUsageStatsRequest(tenant_id=TENANT)
+    whole = await reports.get_tenant_usage_stats(request)
+    request.page_size = 2
+    shown: list[usage_service_pb2.UsageStats] = []
+
+    while True:
+        page = await reports.get_tenant_usage_stats(request)
+        assert page.total == whole.total
+        shown += page.stats
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+
+    assert len(whole.stats) > 2
+    assert shown == list(whole.stats)
+
+
 async def test_a_friendly_name_filters_by_provider(postgres: Postgres, reports: ReportHandlers) -> None:
     await store(postgres, [ledger_row(NOW), ledger_row(NOW, provider="llm7", model="gpt-4o")])
 

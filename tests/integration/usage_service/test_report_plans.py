@@ -16,7 +16,7 @@ import pytest
 from service_runtime.postgres import Postgres
 from tests.support.ledger_rows import random_rows, store
 from tests.support.usage_events import TENANT
-from usage_service.domain.report import Grouping, UsageFilter
+from usage_service.domain.report import Grouping, UsageFilter, total_of
 from usage_service.domain.steps import Step, StepUnit, steps
 from usage_service.domain.window import Grain, RollupRetention, Tile, Window, answerable, local_days, merged, tiles
 from usage_service.storage import records
@@ -124,10 +124,21 @@ async def test_a_report_on_thirty_days_reads_the_rows_of_its_tiles_and_no_raw_ro
     covering = tiles(answerable(MONTH, KEPT))
     planned = PlannedRollups(postgres)
 
-    found = await planned.usage_by_group(
-        UUID(TENANT), covering, UsageFilter(), grouping=Grouping.MODEL, after=None, limit=100
+    found = await planned.usage_by_group(UUID(TENANT), covering, UsageFilter(), grouping=Grouping.MODEL, limit=100)
+
+    assert total_of(found).outcomes.attempts > 2_000
+    assert rows_read(planned.plan) == await rows_in(postgres, covering)
+
+
+async def test_a_page_of_a_report_and_the_total_of_all_pages_are_one_reading_of_its_tiles(postgres: Postgres) -> None:
+    covering = tiles(answerable(MONTH, KEPT))
+    planned = PlannedRollups(postgres)
+
+    found = await planned.page_of_usage_by_group(
+        UUID(TENANT), covering, UsageFilter(), grouping=Grouping.MODEL, after=None, limit=1
     )
 
+    assert len(found.groups) == 1
     assert found.total.outcomes.attempts > 2_000
     assert rows_read(planned.plan) == await rows_in(postgres, covering)
 
@@ -136,7 +147,7 @@ async def test_a_report_hashes_its_rows_and_sorts_none_of_them(postgres: Postgre
     planned = PlannedRollups(postgres)
 
     await planned.usage_by_group(
-        UUID(TENANT), tiles(answerable(MONTH, KEPT)), UsageFilter(), grouping=Grouping.MODEL, after=None, limit=100
+        UUID(TENANT), tiles(answerable(MONTH, KEPT)), UsageFilter(), grouping=Grouping.MODEL, limit=100
     )
 
     sums = [node for node in nodes(planned.plan) if node.get("Strategy") == "Hashed"]

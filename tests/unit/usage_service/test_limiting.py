@@ -16,7 +16,7 @@ from usage_service.domain.rate_limit import (
     LimitRule,
     ToldLevel,
 )
-from usage_service.domain.report import DailyCost, Failure, GroupedUsage, Grouping, UsageFilter, UsagePoint
+from usage_service.domain.report import DailyCost, Failure, GroupedUsage, Grouping, ModelUsage, UsageFilter, UsagePoint
 from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window
 from usage_service.metering.limiting import Limiting
 from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup, LevelChange
@@ -45,6 +45,11 @@ class UsedUp:
         return found
 
     async def usage_by_group(
+        self, tenant_id: UUID, tiles: Sequence[Tile], only: UsageFilter, *, grouping: Grouping, limit: int
+    ) -> Sequence[ModelUsage]:
+        raise AssertionError("limits ask for consumption only")
+
+    async def page_of_usage_by_group(
         self,
         tenant_id: UUID,
         tiles: Sequence[Tile],
