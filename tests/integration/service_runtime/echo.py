@@ -15,6 +15,7 @@ from service_runtime.interceptors import BoundaryLimits
 from service_runtime.metrics import Metrics
 
 SERVICE = "test.v1.Echo"
+METHODS = ("Unary", "Generate", "Write")
 
 
 class Echo:
@@ -57,6 +58,25 @@ class Echo:
             "Write": grpc.unary_stream_rpc_method_handler(self.Write, **coding),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def raising(error: Exception) -> Echo:
+    """A service each of whose methods raises `error`."""
+    echo = Echo()
+
+    async def unary(text: str, context: Any) -> str:
+        raise error
+
+    async def generate(text: str, context: Any) -> AsyncIterator[str]:
+        for letter in text:  # which makes it a generator
+            yield letter
+        raise error
+
+    async def write(text: str, context: Any) -> None:
+        raise error
+
+    echo.unary, echo.generate, echo.write = unary, generate, write
+    return echo
 
 
 class Client:
@@ -113,6 +133,12 @@ async def echo_server(
             yield server, Client(channel)
     finally:
         await server.drain(grace_s=0)
+
+
+def handled(metrics: Metrics, method: str, code: str) -> float:
+    """How many calls of a method have ended with a status code."""
+    labels = {"service": SERVICE, "method": method, "code": code}
+    return metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0.0
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
