@@ -10,7 +10,6 @@ does not make it fail, because shared machines differ; not having every figure d
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from tests.bench.processes import BenchFailed
 from tests.bench.report import machine, print_comparison, print_figures
 from tests.bench.scenarios import FULL, SETTINGS, SMOKE, Bench, figure_names
 from tests.bench.site import running_site
+from tests.bench.stopping import at_most, exit_code
 
 _MAX_RUN_S = 600
 _MAX_SMOKE_S = 120
@@ -41,44 +41,23 @@ def main(arguments: Sequence[str]) -> int:
     compare.add_argument("after", type=Path, metavar="B.json")
     options = parser.parse_args(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=_TABLE_COLUMNS)
-    try:
-        if options.command == "compare":
-            print_comparison(console, read_results(options.before), read_results(options.after))
-        else:
-            _measure(console, options.output, smoke=options.smoke)
-    except (BenchFailed, AssertionError, OSError, ValueError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; what it had started has ended", file=sys.stderr)
-        return 130
-    return 0
+    if options.command == "compare":
+        return exit_code(lambda: print_comparison(console, read_results(options.before), read_results(options.after)))
+    return exit_code(lambda: _measure(console, options.output, smoke=options.smoke))
 
 
 def _measure(console: Console, output: Path, *, smoke: bool) -> None:
     started_s = time.monotonic()
     plan, limit_s = (SMOKE, _MAX_SMOKE_S) if smoke else (FULL, _MAX_RUN_S)
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.signal(signal.SIGTERM, _terminated)
-    signal.alarm(limit_s)
     caption = machine()
-    with running_site(SETTINGS) as site, running_pair(site, SETTINGS) as pair:
+    with running_site(SETTINGS) as site, running_pair(site, SETTINGS) as pair, at_most(limit_s):
         figures = Bench(site, pair, plan).run()
-        signal.alarm(0)
     missing = set(figure_names()) - {figure.name for figure in figures}
     if missing:
         raise BenchFailed(f"no value for {', '.join(sorted(missing))}")
     took = f"{plan.rounds} alternated rounds in {time.monotonic() - started_s:.0f} s"
     print_figures(console, figures, f"{caption}\n{took}{'; a smoke run: its figures mean little' if smoke else ''}")
     write_results(output, figures)
-
-
-def _out_of_time(_number: int, _frame: object) -> None:
-    raise BenchFailed("out of time: the machine is too busy, or something hangs")
-
-
-def _terminated(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

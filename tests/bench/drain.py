@@ -13,24 +13,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import grpc.aio
-import uvloop
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled, AttemptStatus, Funding, TokenUsage, UsageSource
 from router_service.usage.journal import SqliteJournal
 from service_runtime.ids import uuid7
-from tests.bench.outage import Callers, Seen, Site, books_differ, drained, running_site
+from tests.bench.outage import Callers, Seen, Site, books_differ, drained, on_a_site
 from tests.bench.processes import BenchFailed, Tree
+from tests.bench.stopping import exit_code
 from tests.support.attempts import TENANT, journal_metrics
 
 _WARM_UP_S: Final = 10.0
@@ -220,11 +218,6 @@ def _print_ratios(run: Drain, before: Phase, after: Phase) -> None:
     print(f"events/s beside the callers: {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})")
 
 
-async def _run(directory: Path, options: argparse.Namespace) -> int:
-    async with running_site(directory) as site:
-        return await _measure(site, options)
-
-
 def main() -> int:
     """The exit code: 0 when the books agree with the events, 1 when not."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.drain", description=__doc__)
@@ -234,16 +227,7 @@ def main() -> int:
     parser.add_argument("--phase-s", type=float, default=10.0, help="how long each half of a round is (default 10)")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="turnpike-drain-", dir=options.directory))
-    directory.chmod(0o755)  # the embedded Postgres may run as another user
-    try:
-        return 1 if uvloop.run(_run(directory, options)) else 0
-    except BenchFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    return exit_code(lambda: on_a_site(lambda site: _measure(site, options), name="drain", disk=options.directory))
 
 
 if __name__ == "__main__":

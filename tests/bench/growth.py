@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from tests.bench.figures import Figure, percentile, write_results
 from tests.bench.processes import BenchFailed
 from tests.bench.report import machine
 from tests.bench.site import Site, running_site
+from tests.bench.stopping import at_most, exit_code
 from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 
 PARTS: Final = ("tenants", "streams")
@@ -253,29 +253,22 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"{', '.join(unknown)}: no part; there are {', '.join(PARTS)}")
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.alarm(_MAX_RUN_S)
+    return exit_code(lambda: _measure(options.parts or PARTS, SMOKE if options.smoke else FULL, options.output))
+
+
+def _measure(parts: Sequence[str], plan: Plan, output: Path) -> None:
     caption, started_s = machine(), time.monotonic()
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    try:
-        with running_site(_SETTINGS) as site:
-            growth = Growth(site, SMOKE if options.smoke else FULL)
-            try:
-                for part in options.parts or PARTS:
+    with running_site(_SETTINGS) as site:
+        growth = Growth(site, plan)
+        try:
+            with at_most(_MAX_RUN_S):
+                for part in parts:
                     getattr(growth, part)()
-            finally:
-                signal.alarm(0)
-                console.print(table_of(growth.rows))  # what there is: a later level may have failed
-    except (BenchFailed, AssertionError, OSError, ValueError, grpc.RpcError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+        finally:
+            console.print(table_of(growth.rows))  # what there is: a later level may have failed
     console.print(f"{caption}\n{time.monotonic() - started_s:.0f} s")
-    write_results(options.output, growth.figures)
-    return 0
-
-
-def _out_of_time(_number: int, _frame: object) -> None:
-    raise BenchFailed("out of time: the machine is too busy, or something hangs")
+    write_results(output, growth.figures)
 
 
 if __name__ == "__main__":

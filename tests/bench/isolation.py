@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -27,6 +27,7 @@ from tests.bench.figures import Figure, Target
 from tests.bench.neighbours import Rounds, figures_of, isolation
 from tests.bench.report import machine, print_figures
 from tests.bench.routing_site import GOOD, Calls, Site, load, running_site
+from tests.bench.stopping import exit_code
 
 FLOOD_PER_S: Final = 1000.0
 
@@ -94,7 +95,8 @@ def figures(site: Site, plan: Plan) -> Sequence[Figure]:
     ]
 
 
-def main() -> None:
+def main() -> int:
+    """The exit code: 0 with a table, 1 without one."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.isolation", description="Measure failover and isolation."
     )
@@ -110,13 +112,17 @@ def main() -> None:
     connections = 1 if options.workers == 1 else 4
     count = options.rounds or plan.rounds.count
     plan = replace(plan, rounds=replace(plan.rounds, count=count, connections=connections))
+    return exit_code(lambda: _measure(plan, options.workers, beside_a if options.only_isolation else figures))
+
+
+def _measure(plan: Plan, router_workers: int, measure: Callable[[Site, Plan], Sequence[Figure]]) -> None:
     conditions = machine()
-    with running_site(workers=options.workers) as site:
-        found = beside_a(site, plan) if options.only_isolation else figures(site, plan)
+    with running_site(workers=router_workers) as site:
+        found = measure(site, plan)
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} of the router"
+    workers = f"{router_workers} worker{'s' if router_workers > 1 else ''} of the router"
     print_figures(console, found, f"{conditions}; {workers}; medians of the rounds; loads share the machine")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

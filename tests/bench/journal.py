@@ -11,6 +11,7 @@ import asyncio
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from router_service.usage.right_of_way import RightOfWay
 from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
 from tests.bench.journal_timeline import Span, Timeline, watching
+from tests.bench.stopping import exit_code
 from tests.bench.usage_sink import usage_sink
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
 
@@ -217,17 +219,21 @@ async def _run(options: argparse.Namespace, target: str) -> None:
         await _outage(Path(directory), options.outage_s)
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """The exit code: 0 with the figures, 1 without."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backlog", type=int, default=200_000, help="events that wait when the ledger comes back")
     parser.add_argument("--rounds", type=int, default=8, help="of live attempts alone and beside the backlog")
     parser.add_argument("--outage-s", type=float, default=30.0, help="how long nobody takes the events")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
+    return exit_code(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
     with usage_sink() as target:
         uvloop.run(_run(options, target))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

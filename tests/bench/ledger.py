@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -23,13 +22,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from service_runtime.startup import StartupError
 from tests.bench import ledger_growth, ledger_ingest, ledger_replay
 from tests.bench.figures import Figure, write_results
 from tests.bench.ledger_growth import INGEST, REPORTS, Growth
 from tests.bench.ledger_site import running_postgres
-from tests.bench.processes import BenchFailed
 from tests.bench.report import machine, print_figures
+from tests.bench.stopping import exit_code
 
 PARTS: Final = ("ingest", "replay", "growth")
 _TABLE_COLUMNS: Final = 130
@@ -67,9 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     plan = SMOKE if options.smoke else FULL
     console = Console() if sys.stdout.isatty() else Console(width=_TABLE_COLUMNS)
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        _measure(
+    return exit_code(
+        lambda: _measure(
             console,
             options.parts or PARTS,
             plan,
@@ -77,13 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             events=options.events or plan.events,
             output=options.output,
         )
-    except (BenchFailed, StartupError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; what it had started has ended", file=sys.stderr)
-        return 130
-    return 0
+    )
 
 
 def _measure(
@@ -156,10 +147,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
         raise argparse.ArgumentTypeError(f"must be ascending numbers of rows such as 10000,1000000, not {text}")
     return sizes
-
-
-def _terminated(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

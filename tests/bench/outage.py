@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +30,7 @@ import uvloop
 
 from service_runtime.ids import uuid7
 from tests.bench.processes import BenchFailed, Helper, Tree
+from tests.bench.stopping import exit_code
 from tests.chaos.processes import Program
 from tests.support.ports import free_ports
 from turnpike.router.v1 import completion_pb2, router_service_pb2
@@ -286,9 +286,19 @@ async def books_differ(site: Site, seen: Sequence[Seen]) -> int:
     return int(lost + missing + duplicated + wrong)
 
 
-async def _run(directory: Path, seconds: float, rate_per_s: float) -> int:
-    async with running_site(directory) as site:
-        return await _measure(site, seconds, rate_per_s)
+def on_a_site(measure: Callable[[Site], Awaitable[int]], *, name: str, disk: Path | None) -> int:
+    """Run `measure` on a site whose directory is made for it, on the disk of `disk`; 1 when it found differences."""
+    directory = Path(tempfile.mkdtemp(prefix=f"turnpike-{name}-", dir=disk))
+    directory.chmod(0o755)  # the embedded Postgres may run as another user
+
+    async def run() -> int:
+        async with running_site(directory) as site:
+            return await measure(site)
+
+    try:
+        return 1 if uvloop.run(run()) else 0
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> int:
@@ -298,16 +308,11 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="calls per second (default 50)")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    directory = Path(tempfile.mkdtemp(prefix="turnpike-outage-", dir=options.directory))
-    directory.chmod(0o755)  # the embedded Postgres may run as another user
-    try:
-        return 1 if uvloop.run(_run(directory, options.seconds, options.rate)) else 0
-    except BenchFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    return exit_code(
+        lambda: on_a_site(
+            lambda site: _measure(site, options.seconds, options.rate), name="outage", disk=options.directory
+        )
+    )
 
 
 if __name__ == "__main__":

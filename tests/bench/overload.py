@@ -12,7 +12,6 @@ stands between load and router. Client, provider, ledger and Postgres share the 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from rich.console import Console
 
 from tests.bench.figures import Figure, Target, percentile
 from tests.bench.open_flood import flood, saturate
-from tests.bench.processes import BenchFailed, idle_s
+from tests.bench.processes import idle_s
 from tests.bench.report import machine, print_figures
 from tests.bench.site import Site, running_site
+from tests.bench.stopping import at_most, exit_code
 
 _WARM_UP_S: Final = 2.0
 _PEAK_S: Final = 4.0
@@ -164,33 +164,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each arm; default: %(default)s")
     parser.add_argument("--arms", nargs="+", choices=tuple(_ARMS), default=tuple(_ARMS), metavar="ARM")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGALRM, _out_of_time)
-    signal.alarm(_MAX_RUN_S)
+    return exit_code(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> None:
     conditions, found = machine(), list[Figure]()
-    try:
-        for arm in options.arms:
-            with running_site(_ARMS[arm]) as site:
-                outcomes = rounds(
-                    site,
-                    count=options.rounds,
-                    times=options.times,
-                    seconds=options.seconds,
-                    deadline_s=options.deadline_s,
-                )
-            found += figures(arm, outcomes)
-    except (BenchFailed, AssertionError, OSError, ValueError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    for arm in options.arms:
+        with running_site(_ARMS[arm]) as site, at_most(_MAX_RUN_S):
+            outcomes = rounds(
+                site,
+                count=options.rounds,
+                times=options.times,
+                seconds=options.seconds,
+                deadline_s=options.deadline_s,
+            )
+        found += figures(arm, outcomes)
     how = (
         f"{options.times:g} times the peak for {options.seconds:g} s, Complete, deadline {options.deadline_s:g} s; "
         f"{options.rounds} rounds of each arm"
     )
     print_figures(Console(width=120), found, f"{conditions}\n{how}")
-    return 0
-
-
-def _out_of_time(_number: int, _frame: object) -> None:
-    raise BenchFailed("out of time: the machine is too busy, or something hangs")
 
 
 if __name__ == "__main__":

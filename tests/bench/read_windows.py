@@ -21,9 +21,9 @@ from rich.table import Table
 
 from tests.bench.fake_provider import DELTAS, GAP_S
 from tests.bench.figures import percentile
-from tests.bench.processes import BenchFailed
 from tests.bench.report import machine
 from tests.bench.site import Site, running_site
+from tests.bench.stopping import exit_code
 
 _IN_FLIGHT = 32
 _RATE_PER_S = 20.0
@@ -40,14 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="few streams; shows only that it works")
     options = parser.parse_args(arguments)
-    streams = 32 if options.smoke else 256
-    try:
-        rows = [(window_ms, _measured(window_ms, options.rounds, streams)) for window_ms in options.windows_ms]
-    except (BenchFailed, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    _print(rows, f"{machine()}\n{options.rounds} rounds, medians; in brackets the smallest and the largest")
-    return 0
+    return exit_code(lambda: _measure(options.windows_ms, options.rounds, 32 if options.smoke else 256))
+
+
+def _measure(windows_ms: Sequence[float], rounds: int, streams: int) -> None:
+    rows = [(window_ms, _measured(window_ms, rounds, streams)) for window_ms in windows_ms]
+    _print(rows, f"{machine()}\n{rounds} rounds, medians; in brackets the smallest and the largest")
 
 
 def _measured(window_ms: float, rounds: int, streams: int) -> _Samples:

@@ -77,14 +77,16 @@ def running_site(*, workers: int = 1) -> Iterator[Site]:
                     "ROUTER_WORKERS": str(workers),
                     "ROUTER_METRICS_PORT": "0",  # each worker takes any, where the next to one may be taken
                 },
-            ).start()
+            )
             try:
+                stack.start()
                 assert stack.process is not None
                 router = Tree(child_running(stack.process.pid, "router_service"))
                 yield Site(stack.router, (groq, openrouter), good_key, router)
             finally:
-                stack.stop()
-                stack.kill()
+                if stack.process is not None:
+                    stack.stop()
+                    stack.kill()
 
 
 @dataclass(slots=True)

@@ -37,8 +37,14 @@ class Clock:
         self.now_s += length_s
         self.busy_s += length_s * busy
 
-    def gate(self) -> Gate:
-        return Gate(Saturation(now_s=lambda: self.now_s, busy_s=lambda: self.busy_s))
+    def gate(self, *, entered: int, left: int, deadline_s: float = 10.0) -> Gate:
+        """A gate that so many calls with that deadline have come through, and so many of them have ended."""
+        gate = Gate(Saturation(now_s=lambda: self.now_s, busy_s=lambda: self.busy_s))
+        for _ in range(entered):
+            assert gate.enter(deadline_s, "") is None
+        for _ in range(left):
+            gate.leave()
+        return gate
 
 
 def test_a_call_that_would_be_too_late_is_told_so_at_once_and_when_to_come_back() -> None:
@@ -80,11 +86,7 @@ def test_who_has_more_time_or_matters_more_is_never_refused_before_others(
 
 def test_a_saturated_gate_refuses_short_deadlines_and_recovers_when_the_load_ends() -> None:
     clock = Clock()
-    gate = clock.gate()
-    for _ in range(100):
-        gate.enter(0.1, "")
-    for _ in range(20):
-        gate.leave()
+    gate = clock.gate(entered=100, left=20, deadline_s=0.1)
     clock.passes(WINDOW_S, busy=1.0)  # 80 a second end, 80 are in progress: a call takes a second
 
     refused = gate.enter(0.9, "")
@@ -100,11 +102,7 @@ def test_a_saturated_gate_refuses_short_deadlines_and_recovers_when_the_load_end
 
 def test_a_refused_call_counts_neither_as_in_progress_nor_as_ended() -> None:
     clock = Clock()
-    gate = clock.gate()
-    for _ in range(30):
-        gate.enter(10.0, "")
-    for _ in range(15):
-        gate.leave()
+    gate = clock.gate(entered=30, left=15)
     clock.passes(WINDOW_S, busy=1.0)
 
     for _ in range(50):
@@ -115,11 +113,7 @@ def test_a_refused_call_counts_neither_as_in_progress_nor_as_ended() -> None:
 
 def test_all_who_are_refused_in_a_window_get_the_same_error_so_that_it_is_rendered_once() -> None:
     clock = Clock()
-    gate = clock.gate()
-    for _ in range(30):
-        gate.enter(10.0, "")
-    for _ in range(15):
-        gate.leave()
+    gate = clock.gate(entered=30, left=15)
     clock.passes(WINDOW_S, busy=1.0)
 
     first, second, low = gate.enter(0.1, ""), gate.enter(0.01, ""), gate.enter(0.1, "low")
@@ -131,11 +125,7 @@ def test_all_who_are_refused_in_a_window_get_the_same_error_so_that_it_is_render
 
 def test_a_few_ended_calls_are_no_estimate() -> None:
     clock = Clock()
-    gate = clock.gate()
-    for _ in range(100):
-        gate.enter(10.0, "")
-    for _ in range(LEAST_ENDED - 1):
-        gate.leave()
+    gate = clock.gate(entered=100, left=LEAST_ENDED - 1)
     clock.passes(WINDOW_S, busy=1.0)
 
     assert gate.enter(0.01, "low") is None
@@ -154,11 +144,7 @@ def test_the_busy_clock_of_the_process_moves_with_work() -> None:
 def test_a_window_in_which_hardly_anybody_came_is_no_estimate() -> None:
     """The loop was busy with other methods, so that few calls of this one ended, over long."""
     clock = Clock()
-    gate = clock.gate()
-    for _ in range(LEAST_ENDED + ALWAYS_ADMITTED + 1):
-        gate.enter(30.0, "")
-    for _ in range(LEAST_ENDED):
-        gate.leave()
+    gate = clock.gate(entered=LEAST_ENDED + ALWAYS_ADMITTED + 1, left=LEAST_ENDED, deadline_s=30.0)
 
     clock.passes(60.0, busy=1.0)
 
