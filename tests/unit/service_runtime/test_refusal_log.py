@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
+from service_runtime import refusal_log
 from service_runtime.errors import Category, ServiceError
 from service_runtime.refusal_log import TOLD_ONE_BY_ONE, RefusalLog
 
 METHOD = "/turnpike.test.v1.Test/Call"
 LONG_S = 3600.0  # no second passes unless the test says so
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a service in an earlier test has used keeps that service's settings, and nothing of it is captured."""
+    monkeypatch.setattr(refusal_log, "log", structlog.get_logger())
 
 
 def refusal(message: str = "no key: store one", reason: str = "NO_PROVIDER") -> ServiceError:
