@@ -21,7 +21,7 @@ from router_service.usage.journal import SqliteJournal
 from router_service.usage.sender import UsageSender
 from service_runtime.ids import uuid7
 from tests.bench.usage_sink import usage_sink
-from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
+from tests.support.attempts import journal_metrics, settled_attempt
 
 AT_ONCE = 32
 _LOOK_EVERY_S = 0.05
@@ -35,9 +35,9 @@ async def cpu_us_per_event(directory: Path, channel: grpc.aio.Channel, attempts:
 
     async def worker(count: int) -> None:
         for _ in range(count):
-            event_id = uuid7()
-            await journal.opened(opened_attempt(event_id))
-            await journal.settled(settled_attempt(event_id))
+            settled = settled_attempt(uuid7())
+            await journal.opened(settled.opened)
+            await journal.settled(settled)
 
     before_s = time.process_time()
     sender.start()
