@@ -72,6 +72,7 @@ def running_site(*, workers: int = 1) -> Iterator[Site]:
                     "ROUTER_OPENROUTER_BASE_URL": openrouter.base_url,
                     "ROUTER_ALLOWED_NETWORKS": "127.0.0.1",
                     "ROUTER_MAX_RUNNING_PER_TENANT": "256",
+                    "ROUTER_MAX_RUNNING_PER_PROVIDER": "1024",  # a machine that is behind has many open at a time
                     "ROUTER_MAX_WAITING_RPCS": "2000",  # core refuses without looking at the tenant
                     "USAGE_LIMITS": "{}",
                     "ROUTER_WORKERS": str(workers),
