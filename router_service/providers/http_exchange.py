@@ -44,6 +44,9 @@ class Exchange:
     def close(self) -> None:
         """Drop the connection, if the body has not ended."""
         self._connection.close()
+        if not self.body.is_eof():
+            # So it forgets whom to tell of its end: in a cycle it would keep what it holds until garbage is collected.
+            self.body.set_exception(aiohttp.ClientConnectionError("the answer was given up"))
 
     def _give_back(self) -> None:
         protocol = self._connection.protocol

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -349,6 +350,39 @@ async def test_a_connection_whose_server_left_a_request_unread_serves_no_other(o
         is_over.set()
 
         assert connections == 2
+
+
+async def test_an_answer_that_is_given_up_waits_for_no_garbage_collection(open_transport: Open) -> None:
+    """What had arrived of a thousand answers would else be kept until there is one, which is seldom in a router."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + in_chunks(b"x" * 4000, 40)[:-5])
+        await writer.drain()
+        await reader.read()  # the other side's end
+        writer.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            transport = open_transport(url)
+            for _ in range(10):
+                await give_up(await transport.handle_async_request(get(url)))
+            await transport.aclose()
+            await asyncio.sleep(0.1)  # connections end in the loop
+
+            assert [kept for kept in gc.get_objects() if type(kept) is StreamReader] == []
+    finally:
+        gc.enable()
+
+
+async def give_up(response: httpx.Response) -> None:
+    """Read a little of an answer, and close it before its end."""
+    arrivals = aiter(response.stream)  # type: ignore[arg-type]  # ours is asynchronous
+    await anext(arrivals)
+    await response.aclose()
 
 
 async def test_switching_protocols_is_an_answer_like_any_other(open_transport: Open) -> None:
