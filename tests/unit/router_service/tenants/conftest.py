@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from router_service.domain.tenant import Tenant
 from router_service.tenants.cache import TenantCache
-from router_service.tenants.metrics import TenantMetrics
-from tests.unit.router_service.tenants.sources import Clock, FakeSource
+from tests.unit.router_service.tenants.sources import Clock, FakeSource, cache_over
 
 
 @pytest.fixture
@@ -23,12 +20,4 @@ def source() -> FakeSource:
 
 @pytest.fixture
 def cache(source: FakeSource, clock: Clock) -> TenantCache:
-    return TenantCache(
-        source,
-        unknown_tenant=lambda tenant_id: Tenant(tenant_id, "", 0),
-        ttl_s=300,
-        max_entries=2,
-        now_s=clock,
-        jitter=lambda: 0.0,
-        metrics=TenantMetrics(CollectorRegistry()),
-    )
+    return cache_over(source, clock)

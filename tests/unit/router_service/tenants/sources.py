@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from uuid import UUID
 
+from prometheus_client import CollectorRegistry
+
 from router_service.domain.tenant import Tenant
+from router_service.tenants.cache import TenantCache
+from router_service.tenants.metrics import TenantMetrics
 from service_runtime.errors import Category, ServiceError
 
 ACME, GLOBEX = UUID(int=1), UUID(int=2)
@@ -48,3 +53,15 @@ class Clock:
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+def cache_over(source: FakeSource, now_s: Callable[[], float], **options: Any) -> TenantCache:
+    """A cache of two tenants, if `options` do not say otherwise, without luck and with metrics of its own."""
+    return TenantCache(
+        source,
+        unknown_tenant=lambda tenant_id: Tenant(tenant_id, "", 0),
+        now_s=now_s,
+        jitter=lambda: 0.0,
+        metrics=TenantMetrics(CollectorRegistry()),
+        **{"ttl_s": 300, "max_entries": 2, **options},
+    )

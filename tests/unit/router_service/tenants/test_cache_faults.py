@@ -5,13 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from router_service.domain.tenant import Tenant
 from router_service.tenants.cache import TenantCache
-from router_service.tenants.metrics import TenantMetrics
 from service_runtime.errors import Category, ServiceError
-from tests.unit.router_service.tenants.sources import ACME, GLOBEX, Clock, FakeSource, settle
+from tests.unit.router_service.tenants.sources import ACME, GLOBEX, Clock, FakeSource, cache_over, settle
 
 BROKEN = ServiceError(Category.FAILED_PRECONDITION, "TENANT_CONFIG_INVALID", "broken")
 
@@ -65,16 +63,7 @@ async def test_a_broken_row_that_was_mended_works_at_once(cache: TenantCache, so
 async def test_s1_while_postgres_is_frozen_a_changed_tenant_is_served_as_it_was(
     source: FakeSource, clock: Clock
 ) -> None:
-    cache = TenantCache(
-        source,
-        unknown_tenant=lambda tenant_id: Tenant(tenant_id, "", 0),
-        ttl_s=300,
-        max_entries=2,
-        now_s=clock,
-        jitter=lambda: 0.0,
-        metrics=TenantMetrics(CollectorRegistry()),
-        outdated_wait_s=0.01,
-    )
+    cache = cache_over(source, clock, outdated_wait_s=0.01)
     source.put(ACME, 1)
     await cache.get(ACME)
     source.put(ACME, 2)
