@@ -13,13 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
-from aiohttp import ClientPayloadError, StreamReader, TCPConnector
+from aiohttp import ClientConnectionError, ClientPayloadError, StreamReader, TCPConnector
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 
 from router_service.providers.http_chunks import bytes_missing, whole_chunks
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
+_FIRST_FINAL_STATUS: Final = 200  # below it are interim answers
 
 
 class BoundedConnector(TCPConnector):
@@ -39,12 +40,16 @@ class BoundedHandler(ResponseHandler):
     aiohttp's parser calls back three times for each chunk, and its reader once more. All else is that parser's, which
     is at a chunk's begin, or within one that is `_owed` bytes more, whenever a body is taken here. From the first bytes
     on that are no ordinary chunk, the rest of the body is the parser's.
+
+    Two things aiohttp leaves undone: it takes what comes behind an answer for the next request's, which may be another
+    tenant's, and a connection that it closes lives on until all of the request is sent and TLS has said goodbye.
     """
 
     def __init__(self, arrived: memoryview, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._arrived = arrived
         self._awaits_head = False
+        self._is_answered = False
         self._message: tuple[RawResponseMessage, StreamReader] | None = None  # the one whose head has just been read
         self._body: StreamReader | None = None  # where this handler takes the chunks apart
         self._owed = 0
@@ -57,10 +62,15 @@ class BoundedHandler(ResponseHandler):
         """Expect the answer to a request."""
         self._body = None
         self._awaits_head = True
+        self._is_answered = False
         super().set_response_params(**params)
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take what the parser made of a head."""
+        if self._is_answered:
+            self.close()
+            return
+        self._is_answered = data[0].code >= _FIRST_FINAL_STATUS
         self._message = data
         super().feed_data(data, size)
 
@@ -71,8 +81,21 @@ class BoundedHandler(ResponseHandler):
         elif self._awaits_head:
             self._awaits_head = False
             self._take_head(data)
+        elif self._is_answered and self._payload is not None and self._payload.is_eof():
+            self.close()
         else:
             super().data_received(data)
+
+    def close(self) -> None:
+        """Close at once, whatever is still to be sent; an answer that has not ended fails."""
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once; an answer that has not ended fails."""
+        body = self._payload
+        self.force_close()
+        super().abort()
+        _fail(body, ClientConnectionError("the connection was closed"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Take the connection's end, which the parser judges."""
@@ -85,9 +108,7 @@ class BoundedHandler(ResponseHandler):
             super().set_exception(exc)
         else:
             super().set_exception(exc, exc_cause)
-        body = self._payload
-        if body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(ClientPayloadError("the body is malformed"))
+        _fail(self._payload, ClientPayloadError("the body is malformed"))
 
     def pause_reading(self) -> None:
         """Read nothing more from the transport. The parser goes on to the end of what has arrived."""
@@ -139,6 +160,13 @@ class BoundedHandler(ResponseHandler):
             else:
                 self._owed = owed
             super().data_received(data[start:])
+
+
+def _fail(body: StreamReader | None, error: Exception) -> None:
+    # Besides waking its reader this lets the body forget whom to tell of its end: in a cycle it would keep what it
+    # holds until garbage is collected.
+    if body is not None and not body.is_eof() and body.exception() is None:
+        body.set_exception(error)
 
 
 class _BoundedReads(asyncio.BufferedProtocol):

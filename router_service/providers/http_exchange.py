@@ -44,13 +44,10 @@ class Exchange:
     def close(self) -> None:
         """Drop the connection, if the body has not ended."""
         self._connection.close()
-        if not self.body.is_eof():
-            # So it forgets whom to tell of its end: in a cycle it would keep what it holds until garbage is collected.
-            self.body.set_exception(aiohttp.ClientConnectionError("the answer was given up"))
 
     def _give_back(self) -> None:
-        protocol = self._connection.protocol
-        if protocol is not None and protocol.writing_paused:
+        transport = self._connection.transport
+        if transport is not None and transport.get_write_buffer_size():
             self._connection.close()  # the server answered a request that it has not read, and may never read
         else:
             self._connection.release()

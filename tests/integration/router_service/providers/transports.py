@@ -21,6 +21,11 @@ def post(url: str, model: str) -> httpx.Request:
     return httpx.Request("POST", f"{url}/chat/completions", json={"model": model, "messages": []})
 
 
+def in_chunks(body: bytes, size: int) -> bytes:
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
 async def read_all(response: httpx.Response) -> list[bytes]:
     assert isinstance(response.stream, httpx.AsyncByteStream)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from hypothesis import given
@@ -37,6 +38,9 @@ class Line(asyncio.Transport):
     def close(self) -> None:
         self.is_closed = True
 
+    def abort(self) -> None:
+        self.is_closed = True
+
 
 def awaiting_answer(kind: type[ResponseHandler]) -> tuple[ResponseHandler, Line]:
     loop = asyncio.get_running_loop()
@@ -62,12 +66,12 @@ def held(body: StreamReader) -> int:
 
 
 def outcome(kind: type[ResponseHandler], pieces: list[bytes], *, reads: int) -> dict[str, Any]:
-    """What a reader has when it takes some bytes after each piece and the server hangs up behind the last."""
+    """What a reader has when it takes some bytes after each piece and the server hangs up behind the answer's last."""
     handler, _ = awaiting_answer(kind)
     taken = b""
     answer: tuple[int, StreamReader] | None = None
     for piece in pieces:
-        if handler.exception() is not None:
+        if handler.exception() is not None or (answer is not None and answer[1].is_eof()):
             break
         handler.data_received(piece)
         answer = answer or begun(handler)
@@ -143,6 +147,39 @@ def test_any_answer_in_any_pieces_is_what_aiohttp_makes_of_it(
         assert ours["status"] is None or ours["fails"]
     else:
         assert ours == theirs
+
+
+@pytest.mark.parametrize("behind", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno", b"HTTP", b"\r\n", b"nonsense"])
+@pytest.mark.parametrize(
+    "answer",
+    [CHUNKED + b"2\r\nok\r\n0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"],
+    ids=["chunked", "whole"],
+)
+async def test_a_connection_on_which_more_comes_than_was_asked_for_serves_no_other_request(
+    answer: bytes, behind: bytes
+) -> None:
+    handler, line = awaiting_answer(BoundedHandler)
+    handler.data_received(answer)
+    taken = begun(handler)
+    assert taken is not None
+
+    handler.data_received(behind)
+
+    assert (line.is_closed, handler.should_close) == (True, True)
+    assert begun(handler) is None
+    assert taken[1].read_nowait() == b"ok"
+
+
+async def test_a_second_answer_right_behind_the_first_is_not_kept_for_the_next_request() -> None:
+    handler, line = awaiting_answer(BoundedHandler)
+
+    handler.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" * 3)
+
+    taken = begun(handler)
+    assert taken is not None
+    assert taken[1].read_nowait() == b"ok"
+    assert begun(handler) is None
+    assert (line.is_closed, handler.should_close) == (True, True)
 
 
 async def test_a_reader_that_is_behind_pauses_the_line_until_it_has_caught_up() -> None:
