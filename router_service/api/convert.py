@@ -29,6 +29,7 @@ from router_service.domain.completion import (
     ToolChoiceMode,
 )
 from router_service.domain.selection import Needs
+from service_runtime.ids import quick
 from turnpike.router.v1 import completion_pb2 as completion
 from turnpike.router.v1 import router_service_pb2 as pb
 
@@ -78,9 +79,15 @@ POLICIES = {
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _IMAGE_URL = re.compile(r"https://[^\s]+|data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
 _NO_SAMPLING = Sampling()
-# The same tenants ask again and again, and tables find the very same object without comparing it.
-_tenant_uuid = lru_cache(maxsize=10_000)(UUID)
 _EFFORTS = ("", "low", "medium", "high")
+
+
+def _uuid(text: str) -> UUID:
+    return quick(UUID(text))
+
+
+# The same tenants ask again and again, and tables find the very same object without comparing it.
+_tenant_uuid = lru_cache(maxsize=10_000)(_uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,9 @@ def completion_from_proto(request: CompletionProto, rules: RequestRules) -> Comp
     """The checked request. Raises InvalidRequest with every bad field."""
     check = RequestCheck(rules)
     tenant_id = check.uuid("tenant_id", request.tenant_id, parse=_tenant_uuid)
-    request_id = check.uuid("request_id", request.request_id) if request.request_id else rules.new_request_id()
+    request_id = (
+        check.uuid("request_id", request.request_id, parse=_uuid) if request.request_id else rules.new_request_id()
+    )
     tools = check.tools(request)
     policy = check.midstream_policy(request)
     messages = check.messages(request)

@@ -6,8 +6,9 @@ An answer has succeeded when a valid finish reason was seen, no error object was
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from operator import attrgetter
 from typing import Final
 
 from router_service.domain.completion import (
@@ -19,7 +20,7 @@ from router_service.domain.completion import (
 )
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.usage import TokenUsage
-from router_service.providers.chat_chunk import CallPart, Choice, Chunk, decode_chunk, lone_text
+from router_service.providers.chat_chunk import CallPart, Choice, Chunk, decode_chunk, decode_together, lone_text
 from router_service.providers.error_mapping import error_from_stream, sentence
 from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.sse import SseEvent
@@ -32,6 +33,8 @@ _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
+_DONE: Final = b"[DONE]"
+_name_of: Final = attrgetter("name")
 _NOTHING: Final[Mapping[str, object]] = {}
 _MAX_TOOL_CALLS: Final = 128
 _MAX_TOOL_LABEL: Final = 1024
@@ -76,22 +79,20 @@ class ChatDecoder:
         """Whether more content may come: neither a finish reason nor an error nor the end was seen."""
         return self._finish_reason is None and not self.is_over
 
-    def feed(self, events: Iterable[SseEvent], *, may_be_cut: bool = False) -> list[ContentDelta]:
+    def feed(self, events: Sequence[SseEvent], *, may_be_cut: bool = False) -> list[ContentDelta]:
         """The content of `events`, joined as far as its order allows. Never raises.
 
         `may_be_cut` says that the last event is what the end of the stream left over: nonsense there is no fault.
         """
-        for event in events:
+        usual = _usual_chunks(events)
+        self._saw_event = self._saw_event or bool(usual)
+        self._take_chunks(usual)
+        for event in events[len(usual) :]:
             if self.is_over:
                 break
             chunk = self._chunk_of(event, may_be_cut=may_be_cut)
-            if chunk is None:
-                continue
-            text = lone_text(chunk)
-            if text is None or chunk.model != self._stated_model or not self._response_id:
-                self._take_chunk(chunk)
-            else:
-                self._content.add_text(text)
+            if chunk is not None:
+                self._take_chunks([chunk])
         return self._content.take()
 
     def finish(self) -> ProviderFinished:
@@ -124,7 +125,7 @@ class ChatDecoder:
         if not data:
             return None
         self._saw_event = True
-        if data == b"[DONE]":
+        if data == _DONE:
             self.is_over = True
             return None
         if event.name == "error":
@@ -136,6 +137,16 @@ class ChatDecoder:
             if not may_be_cut:
                 self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, "an event is not JSON"))
             return None
+
+    def _take_chunks(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            if self.is_over:
+                break
+            text = lone_text(chunk)
+            if text is None or chunk.model != self._stated_model or not self._response_id:
+                self._take_chunk(chunk)
+            else:
+                self._content.add_text(text)
 
     def _take_chunk(self, chunk: Chunk) -> None:
         if chunk.model and chunk.model != self._stated_model:  # each chunk repeats it
@@ -175,12 +186,14 @@ class ChatDecoder:
 
     def _take_usage(self, chunk: Chunk, of_groq: object) -> None:
         # The last report wins; reports are totals so far and are never added.
-        self._usage = usage_from_openai(chunk.usage) or self._usage
-        self._usage_of_groq = usage_from_openai(of_groq) or self._usage_of_groq
-        self._usage_of_timings = usage_from_timings(chunk.timings) or self._usage_of_timings
-        cost_usd = cost_from_usage(chunk.usage)
-        if cost_usd is not None:
-            self._cost_usd = cost_usd
+        if chunk.usage is not None:
+            self._usage = usage_from_openai(chunk.usage) or self._usage
+            cost_usd = cost_from_usage(chunk.usage)
+            self._cost_usd = self._cost_usd if cost_usd is None else cost_usd
+        if of_groq is not None:
+            self._usage_of_groq = usage_from_openai(of_groq) or self._usage_of_groq
+        if chunk.timings is not None:
+            self._usage_of_timings = usage_from_timings(chunk.timings) or self._usage_of_timings
 
     def _reported_usage(self) -> TokenUsage | None:
         return self._usage or self._usage_of_groq or self._usage_of_timings
@@ -285,6 +298,15 @@ class _Coalescer:
         if len(self._numbers) == _MAX_TOOL_CALLS:
             return None
         return self._numbers.setdefault(key, len(self._numbers))
+
+
+def _usual_chunks(events: Sequence[SseEvent]) -> list[Chunk]:
+    """The chunks of all events up to the `[DONE]`, where these are several and all as they should be; else none."""
+    is_done = bool(events) and events[-1].data == _DONE
+    usual = events[:-1] if is_done else events
+    if len(usual) < 2 or any(map(_name_of, usual)):
+        return []
+    return decode_together([event.data for event in usual])
 
 
 def _first_choice(chunk: Chunk) -> Choice | None:

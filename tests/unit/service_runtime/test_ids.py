@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service_runtime.ids import is_uuid7, uuid7, uuid7_unix_ms
+from service_runtime.ids import is_uuid7, quick, uuid7, uuid7_unix_ms
 
 
 def test_ids_are_of_version_7_and_each_is_greater_than_the_one_before() -> None:
@@ -38,3 +38,14 @@ def test_the_time_inside_any_version_7_id_is_read(unix_ms: int, rest: int) -> No
 def test_other_ids_hold_no_time(value: uuid.UUID) -> None:
     with pytest.raises(ValueError, match="is not a UUIDv7"):
         uuid7_unix_ms(value)
+
+
+@given(st.uuids())
+def test_a_quick_id_is_equal_to_the_id_it_was_made_of_in_every_way(value: uuid.UUID) -> None:
+    same = quick(value)
+
+    assert isinstance(same, uuid.UUID)
+    assert same == value
+    assert value == same
+    assert {value: "found"}[same] == "found"
+    assert (str(same), repr(same), same.bytes, same.int) == (str(value), repr(value), value.bytes, value.int)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from router_service.providers.http_chunks import bytes_missing, whole_chunks
 
-CONTENTS = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
+# What could be taken for chunks stands in some of them.
+MISLEADING = st.lists(st.sampled_from([b"\r\n", b"1", b"0\r\n\r\n", b"5\r\nhello\r\n"]), min_size=1, max_size=4)
+CONTENTS = st.lists(st.binary(min_size=1, max_size=40) | MISLEADING.map(b"".join), max_size=8)
 
 
 def coded(contents: list[bytes]) -> bytes:
