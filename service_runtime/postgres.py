@@ -68,11 +68,13 @@ class Postgres:
         acquire_timeout_s: float = 2.0,
         statement_timeout_s: float = 5.0,
         application_name: str = "turnpike",
+        settings: Mapping[str, str] | None = None,
     ) -> Postgres:
         """Open `min_size` connections and return the pool; with 0 the database is not asked until first use.
 
         `role` is what the statements run as (`SET ROLE`), so that a service that logs in with one user has only its
-        own rights. Raises ServiceError UNAVAILABLE when the database does not answer.
+        own rights. `settings` are further settings of the server's for these connections alone. Raises ServiceError
+        UNAVAILABLE when the database does not answer.
         """
         server_settings = {
             "application_name": application_name,
@@ -80,6 +82,7 @@ class Postgres:
             # Of a caller that died or hangs inside a transaction; its locks would hold up everybody.
             "idle_in_transaction_session_timeout": f"{statement_timeout_s * 2000:.0f}ms",
             "timezone": "UTC",
+            **(settings or {}),
         }
         if role is not None:
             server_settings["role"] = role

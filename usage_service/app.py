@@ -59,7 +59,7 @@ from usage_service.storage.partitions import Partitions
 from usage_service.storage.prices import PostgresPrices
 from usage_service.storage.quarantine import PostgresQuarantine
 from usage_service.storage.records import PostgresRecords
-from usage_service.storage.rollups import PostgresRollups
+from usage_service.storage.rollups import CONNECTION_SETTINGS, PostgresRollups
 
 MIGRATIONS = Path(__file__).parent / "storage" / "migrations"
 ROLE = "turnpike_usage"
@@ -131,7 +131,8 @@ class _Pools:
     """The database and the ways into it."""
 
     database: ServiceDatabase
-    everyday: LatePostgres  # what everything works with, in the service's own role
+    everyday: LatePostgres  # what everything else works with, in the service's own role
+    reports: LatePostgres  # what is told from rollups; it and ingest take each other no connection
     owner: LatePostgres  # of the tables' owner, for maintenance
     slow: LatePostgres  # for correcting and auditing what was booked: long statements that hold up nobody's
 
@@ -150,6 +151,12 @@ def _pools(settings: UsageSettings) -> _Pools:
             min_size=settings.database_pool_min,
             max_size=settings.database_pool_max,
             application_name="usage_service",
+        ),
+        reports=database.pool(
+            min_size=min(settings.database_pool_min, settings.report_pool_max),
+            max_size=settings.report_pool_max,
+            application_name="usage_service reports",
+            settings=CONNECTION_SETTINGS,
         ),
         owner=database.pool(
             as_owner=True,
@@ -186,7 +193,7 @@ class _Parts:
 def _parts(settings: UsageSettings, pools: _Pools, metrics: Metrics) -> _Parts:
     postgres = pools.everyday
     partitions = Partitions(pools.owner)
-    rollups = PostgresRollups(postgres)
+    rollups = PostgresRollups(pools.reports)
     limits = PostgresLimits(postgres)
     pricing = _pricing(settings, postgres)
     reporting = Reporting(

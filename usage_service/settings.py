@@ -61,6 +61,8 @@ class UsageSettings(ServiceSettings):
 
     maintenance_interval_s: float = Field(default=3600.0, gt=0)
 
+    # Connections that reports may use. Ingest has its own, `database_pool_max`, so that neither waits for the other's.
+    report_pool_max: int = Field(default=4, ge=1)
     ingest_writers: int = Field(default=2, ge=1, le=16)  # more than two only meet on the same rollup rows
     ingest_max_waiting: int = Field(default=64, ge=1)  # batches in memory; beyond it routers are told to wait
     price_refresh_s: float = Field(default=15.0, gt=0)  # how soon a changed price is seen

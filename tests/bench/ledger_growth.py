@@ -28,7 +28,7 @@ from usage_service.domain.report import ModelUsage, UsageFilter
 from usage_service.domain.window import RollupRetention, Window
 from usage_service.metering.reporting import Reporting
 from usage_service.storage.records import PostgresRecords
-from usage_service.storage.rollups import PostgresRollups
+from usage_service.storage.rollups import CONNECTION_SETTINGS, PostgresRollups
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -254,7 +254,7 @@ async def _raw_against_rollups(dsn: str, growth: Growth, rounds: int) -> None:
     # Whole days, which both can cut exactly. Yesterday's rows are all there.
     end = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     window = Window(end - _MONTH, end)
-    postgres = await Postgres.connect(dsn, min_size=1, max_size=1)
+    postgres = await Postgres.connect(dsn, min_size=1, max_size=1, settings=CONNECTION_SETTINGS)
     connection = await asyncpg.connect(dsn)
     reporting = Reporting(
         rollups=PostgresRollups(postgres),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -34,14 +34,14 @@ class Started(Lifecycle):
 
 
 @asynccontextmanager
-async def running_app(dsn: str, data_dir: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """The whole service on a database; a channel to it."""
+async def running_app(
+    dsn: str, data_dir: Path, settings: Mapping[str, object] | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    """The whole service on a database, with `settings` beside a test's usual ones; a channel to it."""
     handlers, level = logging.root.handlers[:], logging.root.level
-    settings = UsageSettings.model_validate(
-        {"database_url": dsn, "port": 0, "data_dir": data_dir, "log_level": "error"}
-    )
+    usual = {"database_url": dsn, "port": 0, "data_dir": data_dir, "log_level": "error"}
     lifecycle = Started()
-    service = asyncio.create_task(serve(settings, lifecycle))
+    service = asyncio.create_task(serve(UsageSettings.model_validate(usual | dict(settings or {})), lifecycle))
     # A service that cannot start ends; the test then shows why instead of waiting for the address.
     service.add_done_callback(lambda _: lifecycle.address.cancel())
     try:

@@ -6,8 +6,7 @@
 -- after those that a report has by itself.
 --
 -- A month of one tenant is thousands of rows with 20 sums each, so two things count here that elsewhere would not:
--- * The bounds are parameters, so the planner takes the buckets for a handful and sorts them, text by text, instead of
---   hashing them, which takes a fifth less time. A group by a type that has no order, xid, leaves it no choice.
+-- * The groups are to be hashed, which the planner would not do by itself: see CONNECTION_SETTINGS in rollups.py.
 -- * numeric_send hands a histogram over as its digits, which are its counts: see packed_histogram.py. They tell how
 --   many durations there were, too; nothing is added up that follows from other sums.
 
@@ -28,11 +27,10 @@ CROSS JOIN LATERAL (
 ) AS found
 
 -- name: sums
--- What reports of usage add up, histograms apart: a part of the statements below.
+-- What reports of usage add up, histograms apart: a part of the statements below. Attempts that failed are the others.
 (sum(attempts) - coalesce(sum(attempts) FILTER (WHERE absorbed), 0))::bigint AS requests,
 sum(attempts)::bigint AS attempts,
 coalesce(sum(attempts) FILTER (WHERE status = 'success'), 0)::bigint AS succeeded,
-coalesce(sum(attempts) FILTER (WHERE status = 'error' OR status = 'interrupted'), 0)::bigint AS failed,
 coalesce(sum(attempts) FILTER (WHERE status = 'rate_limit'), 0)::bigint AS rate_limited,
 coalesce(sum(attempts) FILTER (WHERE status = 'cancelled'), 0)::bigint AS cancelled,
 coalesce(sum(attempts) FILTER (WHERE absorbed), 0)::bigint AS absorbed,
@@ -57,7 +55,7 @@ SELECT {provider} AS provider,
        numeric_send(sum(latency_histogram)) AS latency_histogram,
        numeric_send(sum(first_token_histogram)) AS first_token_histogram
 FROM ({buckets}) AS found
-GROUP BY 1, 2, '0'::xid
+GROUP BY 1, 2
 ORDER BY requests DESC, attempts DESC, provider, model_name
 LIMIT $2;
 
@@ -70,7 +68,7 @@ WITH entry AS (
            sum(latency_histogram) AS latency_histogram,
            sum(first_token_histogram) AS first_token_histogram
     FROM ({buckets}) AS found
-    GROUP BY 1, 2, '0'::xid
+    GROUP BY 1, 2
 ),
 page AS (
     SELECT *
@@ -83,7 +81,7 @@ page AS (
     LIMIT $6
 )
 SELECT false AS is_total, provider, model_name,
-       requests, attempts, succeeded, failed, rate_limited, cancelled, absorbed,
+       requests, attempts, succeeded, rate_limited, cancelled, absorbed,
        input_tokens, output_tokens, cached_read_tokens, cached_write_tokens, reasoning_tokens,
        exact_usd, estimated_usd, unpriced_attempts, unpriced_tokens, latency_sum_ms,
        numeric_send(latency_histogram) AS latency_histogram, first_token_sum_ms,
@@ -94,7 +92,6 @@ SELECT true, '', '',
        coalesce(sum(requests), 0)::bigint,
        coalesce(sum(attempts), 0)::bigint,
        coalesce(sum(succeeded), 0)::bigint,
-       coalesce(sum(failed), 0)::bigint,
        coalesce(sum(rate_limited), 0)::bigint,
        coalesce(sum(cancelled), 0)::bigint,
        coalesce(sum(absorbed), 0)::bigint,
@@ -124,7 +121,7 @@ SELECT width_bucket(bucket, $2::timestamptz[]) AS step,
        numeric_send(sum(latency_histogram)) AS latency_histogram,
        numeric_send(sum(first_token_histogram)) AS first_token_histogram
 FROM ({buckets}) AS found
-GROUP BY 1, 2, 3, '0'::xid
+GROUP BY 1, 2, 3
 ORDER BY 1, 2, 3
 LIMIT $3;
 
@@ -142,7 +139,7 @@ WITH daily AS (
            sum(unpriced_attempts)::bigint AS unpriced_attempts,
            sum(unpriced_tokens)::bigint AS unpriced_tokens
     FROM ({buckets}) AS found
-    GROUP BY 1, 2, '0'::xid
+    GROUP BY 1, 2
 )
 SELECT number, provider, requests, total_tokens, cost_usd - estimated_usd AS exact_usd, estimated_usd,
        unpriced_attempts, unpriced_tokens
@@ -172,7 +169,7 @@ WITH kind AS (
            max(bucket) AS last_bucket
     FROM ({buckets}) AS found
     WHERE status <> 'success'
-    GROUP BY 1, 2, 3, 4, '0'::xid
+    GROUP BY 1, 2, 3, 4
 ),
 page AS MATERIALIZED (
     SELECT kind.*,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,6 +53,29 @@ async def test_what_is_recorded_is_seen_by_every_service(channel: grpc.aio.Chann
     assert len(failures.errors) == 0
     assert records.records[0].event == event
     assert {status.used for status in quota.statuses} >= {"1", "1500"}
+
+
+async def test_reports_are_answered_while_ingest_uses_every_connection_that_it_has(
+    empty_database: str, tmp_path: Path
+) -> None:
+    async with running_app(empty_database, tmp_path, {"database_pool_max": 1}) as channel:
+        usage = usage_service_pb2_grpc.UsageServiceStub(channel)
+        connection = await asyncpg.connect(empty_database)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE usage_rollup_day IN SHARE MODE")  # who reads may, who writes waits
+            recording = asyncio.ensure_future(
+                usage.RecordUsage(usage_service_pb2.RecordUsageRequest(router_id="router-1", events=[an_event()]))
+            )
+            while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+
+            stats = await usage.GetTenantUsageStats(usage_service_pb2.GetTenantUsageStatsRequest(tenant_id=TENANT))
+
+            assert not recording.done()
+        await connection.close()
+
+        assert stats.total.requests == 0
+        assert (await recording).results[0].disposition == usage_service_pb2.RECORD_DISPOSITION_ACCEPTED
 
 
 async def test_prices_are_served(channel: grpc.aio.Channel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import pytest
 
 from service_runtime.postgres import Postgres
@@ -22,7 +23,7 @@ from usage_service.domain.window import Grain, RollupRetention, Tile, Window, an
 from usage_service.storage import records
 from usage_service.storage.audit_checks import QUERIES
 from usage_service.storage.report_statements import Statement
-from usage_service.storage.rollups import PostgresRollups
+from usage_service.storage.rollups import CONNECTION_SETTINGS, PostgresRollups
 
 NOW = datetime(2026, 3, 18, 10, 41, 7, tzinfo=UTC)
 KEPT = RollupRetention().kept_at(NOW)
@@ -33,9 +34,9 @@ TABLES = {grain: f"usage_rollup_{grain.label}" for grain in Grain}
 @pytest.fixture
 async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
     """A month of one tenant's usage beside 200 others', with statistics, and plans made without looking at values."""
-    pool = await Postgres.connect(ledger_database, min_size=1, max_size=1, statement_timeout_s=30)
-    await store(pool, random_rows(random.Random(7), 3_000, MONTH))
-    async with pool.acquire() as connection:
+    owner = await Postgres.connect(ledger_database, min_size=1, max_size=1, statement_timeout_s=30)
+    await store(owner, random_rows(random.Random(7), 3_000, MONTH))
+    async with owner.acquire() as connection:
         for table in TABLES.values():
             await connection.execute(
                 f"""INSERT INTO {table}
@@ -48,6 +49,10 @@ async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
             )
             await connection.execute(f"ANALYZE {table}")
         await connection.execute("ANALYZE model_usage_stats")
+    await owner.close()
+    pool = await Postgres.connect(
+        ledger_database, min_size=1, max_size=1, statement_timeout_s=30, settings=CONNECTION_SETTINGS
+    )
     yield pool
     await pool.close()
 
@@ -141,6 +146,12 @@ async def test_a_page_of_a_report_and_the_total_of_all_pages_are_one_reading_of_
     assert len(found.groups) == 1
     assert found.total.outcomes.attempts > 2_000
     assert rows_read(planned.plan) == await rows_in(postgres, covering)
+
+
+async def test_a_connection_for_reports_cannot_write(postgres: Postgres) -> None:
+    async with postgres.acquire() as connection:
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await connection.execute("DELETE FROM usage_rollup_day")
 
 
 async def test_a_report_hashes_its_rows_and_sorts_none_of_them(postgres: Postgres) -> None:
