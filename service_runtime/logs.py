@@ -135,11 +135,8 @@ def _as_console_line(_logger: Any, _method: str, event: structlog.typing.EventDi
     """`time [level    ] event   [logger] name=value …`, a traceback below it."""
     time, level, name, logger = (event.pop(key, "") for key in ("timestamp", "level", "event", "logger"))
     below = [str(text) for text in (event.pop("stack", None), event.pop("exception", None)) if text]
-    fields = [f"{key}={_value(event[key])}" for key in sorted(event)]
+    fields = [
+        f"{key}={value}" if isinstance(value, str) and value and _TO_BE_QUOTED.isdisjoint(value) else f"{key}={value!r}"
+        for key, value in sorted(event.items())
+    ]
     return "\n".join([" ".join([f"{time} [{level:<9}] {name!s:<{_EVENT_WIDTH}} [{logger}]", *fields]), *below])
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str) and value and _TO_BE_QUOTED.isdisjoint(value):
-        return value
-    return repr(value)

@@ -36,17 +36,15 @@ def cost_usd(price: Price, usage: TokenUsage) -> Decimal | None:
     if price.max_prompt_tokens is not None and usage.prompt_tokens > price.max_prompt_tokens:
         return None
 
-    def part(tokens: int, usd: Decimal | None, otherwise_usd: Decimal) -> Decimal:
-        return _CONTEXT.multiply(Decimal(tokens), otherwise_usd if usd is None else usd)
-
     parts = (
-        part(usage.input_tokens, price.input_usd, price.input_usd),
-        part(usage.cached_read_tokens, price.cached_read_usd, price.input_usd),
-        part(usage.cached_write_tokens, price.cached_write_usd, price.input_usd),
-        part(usage.output_tokens, price.output_usd, price.output_usd),
-        part(usage.reasoning_tokens, price.reasoning_usd, price.output_usd),
+        (usage.input_tokens, price.input_usd, price.input_usd),
+        (usage.cached_read_tokens, price.cached_read_usd, price.input_usd),
+        (usage.cached_write_tokens, price.cached_write_usd, price.input_usd),
+        (usage.output_tokens, price.output_usd, price.output_usd),
+        (usage.reasoning_tokens, price.reasoning_usd, price.output_usd),
     )
     total = Decimal(0)
-    for amount in parts:
-        total = _CONTEXT.add(total, amount)
+    for tokens, usd, otherwise_usd in parts:
+        if tokens:  # three of the five classes are empty in most answers
+            total = _CONTEXT.fma(Decimal(tokens), otherwise_usd if usd is None else usd, total)
     return _CONTEXT.quantize(_CONTEXT.divide(total, _MILLION), _LEDGER_UNIT)

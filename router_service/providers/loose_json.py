@@ -55,7 +55,9 @@ def label_of(value: object) -> str:
 
 def count_of(value: object) -> int | None:
     """`value` as a number of tokens, also when it came as a float or as text; None when it is no credible count."""
-    if type(value) is not int:  # as it nearly always is
+    if value is None:  # as nearly always, unless it is a plain number
+        return None
+    if type(value) is not int:
         number = _finite(value)
         if number is None:
             return None
