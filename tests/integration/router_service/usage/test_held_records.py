@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import uuid_utils.compat
+from msgspec.structs import replace
 
 from router_service.domain.usage import AttemptSettled, AttemptStatus, LateEnquiry, LateUsage, TokenUsage, UsageSource
 from router_service.usage.journal import JournalledEvent, SqliteJournal

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 import uuid_utils.compat
+from msgspec.structs import replace
 
 from router_service.usage.journal import JournalledEvent, SqliteJournal
 from service_runtime.errors import ServiceError

@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import pytest
 import uuid_utils.compat
+from msgspec import structs
 
 from router_service.usage.channel import usage_channel
 from router_service.usage.journal import NONE, JournalledEvent, SqliteJournal
@@ -88,9 +89,9 @@ async def test_a_batch_stays_far_below_what_usage_service_takes_in_one_message(j
     for _ in range(80):
         attempt = settled_attempt(new_id())
         labels = {f"label-{number:02}": "x" * 250 for number in range(16)}
-        opened = replace(attempt.opened, labels=labels, decision="d" * 2000)
+        opened = structs.replace(attempt.opened, labels=labels, decision="d" * 2000)
         ids.append(str(opened.event_id))
-        await journal.settled(replace(attempt, opened=opened))
+        await journal.settled(structs.replace(attempt, opened=opened))
     await pad_to_large(journal)
     service = FakeUsageService()
     async with serving(service) as target, sending(journal, target, replace(QUICK, batch_size=500)):

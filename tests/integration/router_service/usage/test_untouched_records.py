@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uuid_utils.compat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router_service.usage.journal import SqliteJournal
 from tests.support.attempts import journal_metrics, opened_attempt, settled_attempt
@@ -142,9 +143,9 @@ async def test_u1_a_record_that_is_longer_than_a_page_is_found_without_the_first
     ids = [new_id() for _ in range(6)]
     for event_id in ids[:3]:
         attempt = settled_attempt(event_id)
-        await journal.settled(replace(attempt, opened=replace(attempt.opened, labels=large)))
+        await journal.settled(structs.replace(attempt, opened=structs.replace(attempt.opened, labels=large)))
     for event_id in ids[3:]:
-        await journal.opened(replace(opened_attempt(event_id), labels=large))
+        await journal.opened(structs.replace(opened_attempt(event_id), labels=large))
     await journal.close()
     file = tmp_path / "journal.sqlite"
     file.write_bytes(bytes(PAGE_BYTES) + file.read_bytes()[PAGE_BYTES:])

@@ -9,6 +9,7 @@ from decimal import Decimal
 from uuid import uuid4
 
 import pytest
+from msgspec import structs
 
 from router_service.domain.completion import (
     CompletionRequest,
@@ -183,7 +184,9 @@ async def test_without_the_key_that_paid_an_earlier_runs_estimate_stands() -> No
     after = world(provider)
     (row,) = before.journal.rows
     assert row.enquiry is not None
-    after.journal.held_back = {uuid4(): replace(row, enquiry=replace(row.enquiry, key_fingerprint="print-of-another"))}
+    after.journal.held_back = {
+        uuid4(): structs.replace(row, enquiry=replace(row.enquiry, key_fingerprint="print-of-another"))
+    }
 
     await after.router.resume()
     await all_released(after)
