@@ -57,12 +57,8 @@ def count_of(value: object) -> int | None:
     """`value` as a number of tokens, also when it came as a float or as text; None when it is no credible count."""
     if value is None:  # as nearly always, unless it is a plain number
         return None
-    if type(value) is not int:
-        number = _finite(value)
-        if number is None:
-            return None
-        value = int(number) if abs(number) <= MAX_TOKENS else -1
-    return value if 0 <= value <= MAX_TOKENS else None
+    number = value if type(value) is int else _finite(value)
+    return int(number) if number is not None and 0 <= number <= MAX_TOKENS else None
 
 
 def index_of(value: object) -> int | None:

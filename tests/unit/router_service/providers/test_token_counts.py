@@ -58,6 +58,8 @@ def test_an_explicit_zero_is_a_value() -> None:
         ({}, None),
         ({"prompt_tokens": 3}, None),
         (reported(-5, 3), None),
+        (reported(-0.5, 3), None),
+        (reported(1_000_000_000.5, 3), None),
         (reported(2**64, 3), None),
         (reported("many", 3), None),
         (reported(True, 3), None),
