@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from router_service.api.convert import (
     completion_from_proto,
     route_question_from_proto,
     tenant_id_from_proto,
+    tenant_uuid,
 )
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.completion import (
@@ -240,3 +242,13 @@ def test_a_request_id_is_made_only_where_none_is_given() -> None:
     completion_from_proto(stream(request_id=TENANT), RequestRules(RULES.names, new_request_id=maker))
 
     assert calls == []
+
+
+def test_a_tenants_id_is_parsed_once_however_it_is_written_and_an_endless_one_is_not_kept() -> None:
+    """Python takes a UUID with any number of hyphens in it: ten thousand of them would be all the memory there is."""
+    endless = "-" * 1_000_000 + TENANT
+    references = sys.getrefcount(endless)
+
+    assert tenant_uuid(endless) == tenant_uuid(TENANT)
+    assert sys.getrefcount(endless) == references
+    assert tenant_uuid(TENANT) is tenant_uuid(TENANT)
