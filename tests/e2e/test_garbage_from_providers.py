@@ -148,6 +148,12 @@ def test_an_odd_stream_means_what_it_says_however_its_bytes_arrive(
     site.assert_well(highest_mib)
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])
+def test_a_stream_under_another_name_is_read_all_the_same(site: Site, highest_mib: float, kind: str) -> None:
+    assert site.ask(f"events?what=a+NUL&type={quote_plus(kind)}")[0] == STREAMS["a NUL"].text
+    site.assert_well(highest_mib)
+
+
 @pytest.mark.parametrize("what", ANSWERS)
 def test_what_is_no_answer_is_one_clear_error(site: Site, highest_mib: float, what: str) -> None:
     reason, failed = site.refusal(f"raw?what={quote_plus(what)}&split=65536")
@@ -173,6 +179,7 @@ def test_what_is_no_answer_is_one_clear_error(site: Site, highest_mib: float, wh
         ("status?code=500&pad=8000000", "ALL_TARGETS_FAILED", "upstream_broken"),
         ("whole?pad=8000000", "ALL_TARGETS_FAILED", "protocol_violation"),
         ("garbage?kind=deep", "ALL_TARGETS_FAILED", "protocol_violation"),
+        ("garbage?kind=html", "ALL_TARGETS_FAILED", "protocol_violation"),
         ("garbage?kind=bytes", "ALL_TARGETS_FAILED", "upstream_broken"),
         ("huge-headers?size=300000", "ALL_TARGETS_FAILED", "transport_failed"),
         ("huge-headers?size=10&n=1000", "ALL_TARGETS_FAILED", "transport_failed"),

@@ -33,6 +33,7 @@ MAX_DURATION_MS = 7 * 24 * 3_600 * 1_000
 MAX_SEQUENCE = 2**63 - 1
 
 # Without a group: a repeated one takes three times as long to match.
+_UUID_CHARACTERS = 36
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}", re.ASCII)
 _USD = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?", re.ASCII)
 _MAX_USD = Decimal(10) ** 12
@@ -170,7 +171,7 @@ def validate(event: ReportedEvent, accepted: Acceptance) -> UsageEvent | tuple[V
     """The event with every field parsed and in range, or everything that is wrong with it."""
     found: list[Violation] = []
     id_bits = _uuid_bits("event_id", event.event_id, found)
-    tenant_id = _known_uuid(event.tenant_id)
+    tenant_id = _known_uuid(event.tenant_id) if len(event.tenant_id) == _UUID_CHARACTERS else None
     if tenant_id is None:
         _check_uuid("tenant_id", event.tenant_id, found)
     _check_uuid("request_id", event.request_id, found)
@@ -226,7 +227,7 @@ def _uuid_bits(field: str, text: str, found: list[Violation]) -> int | None:
 
 @lru_cache(maxsize=4_096)
 def _known_uuid(text: str) -> UUID | None:
-    """The UUID; None when it is none. Remembered, because a batch names few tenants many times."""
+    """The UUID; None when it is none. Remembered, because a batch names few tenants many times; so of no long text."""
     bits = _uuid_bits("", text, [])
     return None if bits is None else UUID(int=bits)
 

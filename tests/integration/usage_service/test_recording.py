@@ -321,8 +321,9 @@ async def test_an_event_whose_partition_was_dropped_in_between_is_to_be_sent_aga
 
 async def test_what_became_of_events_can_be_seen_in_the_metrics(ledger: LedgerUnderTest) -> None:
     event = reported_event(NOW)
+    other = reported_event(NOW, event_id=event.event_id, tokens=TokenCounts(input_tokens=7))
 
-    await ledger.recorder.record(batch(event, event, reported_event(NOW, model="")))
+    await ledger.recorder.record(batch(event, event, reported_event(NOW, model=""), other))
 
     seen = {
         disposition: ledger.metrics.registry.get_sample_value("usage_events_total", {"disposition": disposition.value})
@@ -332,7 +333,7 @@ async def test_what_became_of_events_can_be_seen_in_the_metrics(ledger: LedgerUn
         Disposition.ACCEPTED: 1,
         Disposition.DUPLICATE: 1,
         Disposition.REJECTED: 1,
-        Disposition.CONFLICT: 0,
+        Disposition.CONFLICT: 1,
         Disposition.RETRY: 0,
     }
     assert ledger.metrics.registry.get_sample_value("usage_ingest_seconds_count") == 1

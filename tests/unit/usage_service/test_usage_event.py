@@ -1,5 +1,6 @@
 """What the ledger accepts, field by field."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -80,6 +81,16 @@ def test_ids_in_capitals_are_the_same_ids() -> None:
 def test_other_ids_may_be_any_uuid_and_nothing_else(field: str) -> None:
     assert violated(**{field: "acme"}) == [field]
     accepted(**{field: "123e4567-e89b-42d3-a456-426614174000"})
+
+
+def test_a_tenants_id_without_an_end_is_refused_and_not_kept() -> None:
+    """Thousands of them, each as long as a message may be, would be all the memory there is."""
+    endless = "x" * 1_000_000
+    event = reported_event(NOW, tenant_id=endless)
+    references = sys.getrefcount(endless)
+
+    assert isinstance(validate(event, ACCEPTED), tuple)
+    assert sys.getrefcount(endless) == references
 
 
 @pytest.mark.parametrize(
