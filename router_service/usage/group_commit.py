@@ -20,10 +20,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from router_service.usage.metrics import CommitMetrics
@@ -76,8 +77,7 @@ class DiskSpace(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Work:
+class _Work(msgspec.Struct, eq=False):
     """One statement for the thread, or a row for its writer, and who waits for it.
 
     `needs_room` marks work that a full journal refuses.
@@ -266,7 +266,7 @@ class GroupCommit:
         self._metrics.refusals.labels("new" if work.needs_room else "running").inc()
         work.error = self._space.full()
         if work.is_kept and len(self._kept) < _KEPT_AT_MOST:
-            again = replace(work, is_kept=False, result=None, error=None)
+            again = msgspec.structs.replace(work, is_kept=False, result=None, error=None)
             self._kept.append(again)
             self._metrics.kept.set(len(self._kept))
             self._retry_at_s = time.monotonic() + _RETRY_S

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from router_service.domain.usage import AttemptOpened, AttemptSettled, HeldAttempt, LateUsage
@@ -48,8 +49,7 @@ NONE = (0, 0)  # no sequences: they begin at 1
 Row = tuple[int, bytes, int, float]
 
 
-@dataclass(frozen=True, slots=True)
-class JournalledEvent:
+class JournalledEvent(msgspec.Struct, frozen=True):
     """An event that waits for the ledger; `payload` is the serialised UsageEvent without its sequence."""
 
     sequence: int

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+
 _HALF_LIFE_S = 1.0
 _LEAST_SAMPLES = 10.0  # of either kind, as they fade; fewer say nothing
 _LONGEST_COUNTED_S = 0.05  # one stall of the whole machine shall not outweigh a hundred other waits
@@ -47,8 +49,7 @@ class PaceSettings:
 DEFAULT: Final = PaceSettings()
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
+class Waits(msgspec.Struct, frozen=True):
     """What requests waited of late for one thing: sums that fade, over all the time and between batches, seconds."""
 
     count: float = 0.0
