@@ -60,6 +60,20 @@ class Echo:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
+def doing(unary: Callable[[str, Any], Awaitable[str]]) -> Echo:
+    """A service each of whose methods does what `unary` does, and answers so."""
+    echo = Echo()
+
+    async def generate(text: str, context: Any) -> AsyncIterator[str]:
+        yield await unary(text, context)
+
+    async def write(text: str, context: Any) -> None:
+        await context.write(StringValue(value=await unary(text, context)))
+
+    echo.unary, echo.generate, echo.write = unary, generate, write
+    return echo
+
+
 def raising(error: Exception) -> Echo:
     """A service each of whose methods raises `error`."""
     echo = Echo()

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from service_runtime.call_context import current_call, current_request_id, outgoing_metadata
-from tests.integration.service_runtime.echo import METHODS, Echo, echo_server
+from tests.integration.service_runtime.echo import METHODS, Echo, doing, echo_server
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_the_request_id_is_kept_passed_on_and_echoed(method: str) -> None:
-    echo = Echo()
     seen: list[object] = []
 
     async def unary(text: str, context: Any) -> str:
         seen.append((current_request_id(), outgoing_metadata()))
         return text
 
-    async def generate(text: str, context: Any) -> AsyncIterator[str]:
-        yield await unary(text, context)
-
-    async def write(text: str, context: Any) -> None:
-        await unary(text, context)
-
-    echo.unary, echo.generate, echo.write = unary, generate, write
-    async with echo_server(echo) as (_, client):
+    async with echo_server(doing(unary)) as (_, client):
         call = client.call(method, metadata=(("x-request-id", "abc-1"),))
         await client.drain(call)
         trailing = dict(await call.trailing_metadata())

@@ -13,13 +13,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 from service_runtime.error_codec import from_rpc_error
 from service_runtime.interceptors import BoundaryLimits
 from service_runtime.metrics import Metrics
-from tests.integration.service_runtime.echo import METHODS, Echo, echo_server, eventually, handled, raising
+from tests.integration.service_runtime.echo import METHODS, Echo, doing, echo_server, eventually, handled, raising
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_call_without_deadline_ends_at_the_servers_cap(method: str) -> None:
     """S5: every RPC ends."""
-    echo = Echo()
     cleaned_up = []
 
     async def unary(text: str, context: Any) -> str:
@@ -29,14 +28,7 @@ async def test_a_call_without_deadline_ends_at_the_servers_cap(method: str) -> N
             cleaned_up.append(text)
         return text
 
-    async def generate(text: str, context: Any) -> AsyncIterator[str]:
-        yield await unary(text, context)
-
-    async def write(text: str, context: Any) -> None:
-        await unary(text, context)
-
-    echo.unary, echo.generate, echo.write = unary, generate, write
-    async with echo_server(echo, limits=BoundaryLimits(max_duration_s=0.05)) as (_, client):
+    async with echo_server(doing(unary), limits=BoundaryLimits(max_duration_s=0.05)) as (_, client):
         error = await client.failure(method, "x")
 
     assert from_rpc_error(error).reason == "SERVER_CAP"
@@ -53,7 +45,7 @@ async def test_a_timeout_error_of_the_handlers_own_is_a_bug_and_not_the_cap() ->
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_caller_who_hangs_up_is_counted_as_cancelled_and_the_handler_cleans_up(method: str) -> None:
-    echo, metrics = Echo(), Metrics()
+    metrics = Metrics()
     entered, cleaned_up = asyncio.Event(), asyncio.Event()
 
     async def unary(text: str, context: Any) -> str:
@@ -65,14 +57,7 @@ async def test_a_caller_who_hangs_up_is_counted_as_cancelled_and_the_handler_cle
             cleaned_up.set()
         return text
 
-    async def generate(text: str, context: Any) -> AsyncIterator[str]:
-        yield await unary(text, context)
-
-    async def write(text: str, context: Any) -> None:
-        await unary(text, context)
-
-    echo.unary, echo.generate, echo.write = unary, generate, write
-    async with echo_server(echo, metrics=metrics) as (server, client):
+    async with echo_server(doing(unary), metrics=metrics) as (server, client):
         call = client.call(method)
         await entered.wait()
         call.cancel()

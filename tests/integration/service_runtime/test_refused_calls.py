@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,7 +14,7 @@ from service_runtime.error_codec import from_rpc_error
 from service_runtime.errors import Category, ServiceError
 from service_runtime.interceptors import BoundaryLimits
 from service_runtime.overload import LEAST_ENDED, Gate, Saturation
-from tests.integration.service_runtime.echo import METHODS, SERVICE, Echo, echo_server, eventually
+from tests.integration.service_runtime.echo import METHODS, SERVICE, Echo, doing, echo_server, eventually
 
 
 async def test_calls_beyond_the_limit_are_refused_while_health_still_answers() -> None:
@@ -85,19 +84,9 @@ async def test_of_a_refused_call_nothing_is_left_for_the_garbage_collector(metho
     async def unary(text: str, context: Any) -> str:
         raise refuse()
 
-    async def generate(text: str, context: Any) -> AsyncIterator[str]:
-        for letter in text[:0]:  # which makes it a generator
-            yield letter
-        raise refuse()
-
-    async def write(text: str, context: Any) -> None:
-        raise refuse()
-
-    echo = Echo()
-    echo.unary, echo.generate, echo.write = unary, generate, write
     gc.disable()
     try:
-        async with echo_server(echo) as (_, client):
+        async with echo_server(doing(unary)) as (_, client):
             for _ in range(3):
                 await client.failure(method)
             await eventually(lambda: all(refusal() is None for refusal in refusals))
