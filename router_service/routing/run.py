@@ -344,7 +344,7 @@ class Run:
         for attempt in tuple(self._unsettled):
             try:
                 await self._settle(attempt, Crashed(), AttemptStatus.ERROR, absorbed=False)
-            except ServiceError:  # the journal reports its own state; the others are still to be settled
+            except Exception:  # the others are still to be settled, and the caller to be told
                 log.exception("completion.not_settled", event_id=str(attempt.opened.event_id))
         self._leave()
         self._sink.fail(error)

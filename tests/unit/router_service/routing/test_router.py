@@ -284,3 +284,20 @@ async def test_a_provider_whose_key_is_nearly_used_up_is_ranked_lower() -> None:
 
     assert isinstance(second, CompletionResult)
     assert second.provider == "llm7"
+
+
+async def test_a_journal_that_breaks_in_a_way_nobody_foresaw_still_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World({"groq": FakeProvider([failure(FailureKind.UPSTREAM_BROKEN)]), "llm7": FakeProvider()})
+
+    async def settled(_attempt: object) -> None:
+        raise RuntimeError("what no journal says")
+
+    monkeypatch.setattr(world.journal, "settled", settled)
+
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError):
+            await events_of(world.router)
+
+    assert len(world.journal.opened_attempts) == 2  # neither of which can be settled
