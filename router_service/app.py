@@ -13,8 +13,8 @@ from uuid import UUID
 import grpc.aio
 import structlog
 
-from router_service.api.convert import RequestRules
 from router_service.api.render import detail_to_proto
+from router_service.api.request_check import RequestRules
 from router_service.api.router_servicer import RouterServicer
 from router_service.api.tenant_servicer import TenantServicer
 from router_service.configured import (

@@ -7,13 +7,9 @@ from typing import Any
 
 import grpc
 
-from router_service.api.convert import (
-    RequestRules,
-    completion_from_proto,
-    route_question_from_proto,
-    tenant_id_from_proto,
-)
+from router_service.api.convert import completion_from_proto, route_question_from_proto, tenant_id_from_proto
 from router_service.api.render import event_to_proto, explanation_to_proto, providers_to_proto, whole_to_proto
+from router_service.api.request_check import RequestRules
 from router_service.domain.completion import CompletionResult, IndexedDelta
 from router_service.routing.router import Router
 from router_service.routing.watchdog import Interrupted, Reason, Watchdog

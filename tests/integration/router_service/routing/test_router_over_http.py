@@ -31,7 +31,8 @@ from tests.support.router_fakes import (
     tenant,
 )
 
-IMPATIENT = Clocks(first_content_s=0.1, content_gap_s=0.1)
+# Short for those that say nothing, and still not so short that a machine that is behind takes a reset for silence.
+IMPATIENT = Clocks(first_content_s=1.0, content_gap_s=1.0)
 
 
 class Wire:

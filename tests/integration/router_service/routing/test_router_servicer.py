@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from router_service.api.convert import RequestRules
 from router_service.api.render import detail_to_proto
+from router_service.api.request_check import RequestRules
 from router_service.api.router_servicer import RouterServicer
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.completion import ProviderAccepted

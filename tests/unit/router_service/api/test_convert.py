@@ -11,13 +11,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from router_service.api.convert import (
-    CompletionProto,
-    RequestRules,
     completion_from_proto,
     route_question_from_proto,
     tenant_id_from_proto,
     tenant_uuid,
 )
+from router_service.api.request_check import CompletionProto, RequestRules
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.completion import (
     CompletionRequest,
