@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Tests start processes while gRPC's threads run. Its fork handlers would try to carry those threads over; all that our
 # children do between fork and exec is a few system calls. Read when grpc is imported, hence here.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+# A suite that is started in the background inherits a Ctrl-C that is ignored, hands it on to what it starts, and the
+# launcher keeps to that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.support.postgres"]
 
