@@ -104,8 +104,6 @@ class ChatDecoder:
                 raise self._error(FailureKind.STREAM_BROKEN, "it ended without a finish reason")
             what = "it ended without an answer" if self._saw_event else "it was empty"
             raise self._error(FailureKind.UPSTREAM_BROKEN, what)
-        if self._finish_reason is FinishReason.STOP and not self.has_content:
-            raise self._error(FailureKind.MODEL_MISBEHAVED, "it is empty")
         return ProviderFinished(
             finish_reason=self._finish_reason,
             usage=self._reported_usage(),

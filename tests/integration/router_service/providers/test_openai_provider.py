@@ -211,7 +211,6 @@ async def test_a_deaf_provider_goes_on_generating_for_nobody(ask: Asker, server:
         ("close", Kind.TRANSPORT_FAILED),
         ("cut", Kind.UPSTREAM_BROKEN),
         ("cut?done=1", Kind.UPSTREAM_BROKEN),
-        ("ok?n=0", Kind.MODEL_MISBEHAVED),
         *(
             (f"error?shape={shape}", Kind.UPSTREAM_BROKEN)
             for shape in ("object", "string", "detail", "x_groq", "finish")

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from router_service.domain.catalog import CallerGonePolicy, Clocks, ProviderSpec
-from router_service.domain.completion import CompletionRequest, CompletionResult
+from router_service.domain.completion import CompletionRequest, CompletionResult, FinishReason, Sampling
 from router_service.domain.tenant import InferenceConfig
 from router_service.domain.usage import AttemptStatus, UsageSource
 from router_service.providers.provider_set import HttpSettings, build_providers
@@ -109,6 +109,24 @@ async def test_a_provider_that_fails_before_content_is_replaced_unseen(
 
     assert result.provider == "second"
     assert [(row.error_class, row.absorbed) for row in wire.journal.rows] == [(error_class, True), ("", False)]
+
+
+async def test_an_empty_answer_is_one_where_a_stop_text_may_have_ended_it_before_its_first_word(wire: Wire) -> None:
+    asked = wire.asking("ok?n=0")
+
+    result = await wire.result(replace(asked, sampling=Sampling(stop=("\n",))))
+
+    assert (result.provider, result.finish_reason) == ("first", FinishReason.STOP)
+    assert [row.error_class for row in wire.journal.rows] == [""]
+
+
+async def test_an_empty_answer_that_nothing_explains_is_asked_for_again(wire: Wire) -> None:
+    await wire.result(wire.asking("ok?n=0", "ok?n=1"))
+
+    assert [(row.opened.provider, row.error_class) for row in wire.journal.rows] == [
+        ("first", "model_misbehaved"),
+        ("first", ""),
+    ]
 
 
 @pytest.mark.parametrize("script", ["reset?after=2", "close?after=2", "cut?after=2"])

@@ -237,11 +237,10 @@ def test_an_end_without_any_answer_is_a_broken_provider(end: list[Any]) -> None:
     assert failed(end).kind is FailureKind.UPSTREAM_BROKEN
 
 
-def test_a_stop_without_content_is_a_misbehaving_model() -> None:
-    error = failed([chunk("stop") | {"usage": USAGE}, DONE])
+def test_a_stop_without_content_is_an_end_that_whoever_knows_the_request_may_judge() -> None:
+    end = finished([chunk("stop") | {"usage": USAGE}, DONE])
 
-    assert error.kind is FailureKind.MODEL_MISBEHAVED
-    assert error.usage == COUNTED
+    assert (end.finish_reason, end.usage) == (FinishReason.STOP, COUNTED)
 
 
 def test_a_length_limit_that_hidden_reasoning_used_up_is_an_answer() -> None:

@@ -115,7 +115,7 @@ EXPECTED: Final[dict[str, Good | Bad]] = {
     "vllm/unknown-model": Bad(Kind.MODEL_GONE),
     "vllm/prompt-too-long": Bad(Kind.CONTEXT_TOO_LONG),
     "lm-studio/prompt-too-long-in-200": Bad(Kind.CONTEXT_TOO_LONG),
-    "lm-studio/no-delta-at-all": Bad(Kind.MODEL_MISBEHAVED),
+    "lm-studio/no-delta-at-all": Good("", model="some-model"),
     "lm-studio/good": Good(usage=TokenUsage(8, 2), model="some-model"),
 }
 
