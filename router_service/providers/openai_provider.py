@@ -34,6 +34,10 @@ _MAX_WHOLE_ANSWER_BYTES: Final = 4 << 20
 _ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
 _KEY_CHECK_TIME_S: Final = 10.0
 _ANSWERS_ANYBODY: Final = "the provider answers without a key too: that it takes this one says nothing"
+# What a provider may say to a request without a key. All else is a failure, and tells nothing.
+_REFUSALS: Final = frozenset(
+    {FailureKind.KEY_REJECTED, FailureKind.NOT_ALLOWED, FailureKind.BAD_REQUEST, FailureKind.MODEL_GONE}
+)
 _LATE_USAGE_TIME_S: Final = 10.0
 _LAST_BYTES_TIME_S: Final = 0.05  # after [DONE] only the end of the body is missing, and usually already there
 
@@ -121,8 +125,9 @@ class OpenAiProvider:
         try:
             await self._looked_up(url, None)
         except ProviderError as error:
-            if error.status is None or error.status >= httpx.codes.INTERNAL_SERVER_ERROR:
-                raise  # no refusal but a failure: it tells nothing
+            if error.kind not in _REFUSALS:
+                words = f"the provider takes the key, but maybe it answers without a key too: {error.message}"
+                raise ProviderError(error.kind, words, status=error.status) from None
             return False
         return True
 

@@ -11,11 +11,10 @@ from router_service.domain.health import DEFAULT_RATE_LIMIT_REST_S, MAX_RETRY_AF
 from router_service.domain.tenant import Tenant
 from router_service.domain.usage import Funding
 from router_service.routing.planning import Plan
-from router_service.routing.scoreboard import Block
+from router_service.routing.scoreboard import KEY_KINDS, Block
 from router_service.routing.watchdog import Reason
 from service_runtime.errors import Category, ServiceError
 
-_KEY_KINDS = {FailureKind.KEY_REJECTED, FailureKind.NO_CREDIT}
 _SETUP_KINDS = {FailureKind.NOT_ALLOWED, FailureKind.MODEL_GONE, FailureKind.POLICY_REFUSED}
 # Reasons that the caller chose, or that say nothing of what to do: named last.
 _UNREMARKABLE = {"NOT_REQUESTED", "SANDBOX_NOT_REQUESTED", "MODEL_NOT_OFFERED", "FAILOVER_OFF"}
@@ -64,7 +63,7 @@ def provider_failed(
         )
     kinds = {error.kind for error in errors}
     funding = candidate.funding
-    if kinds <= _KEY_KINDS or (last.kind is FailureKind.KEY_REJECTED and funding is Funding.TENANT_KEY):
+    if kinds <= KEY_KINDS or (last.kind is FailureKind.KEY_REJECTED and funding is Funding.TENANT_KEY):
         return _key_error(candidate, last.kind, plan.tenant, detail=detail)
     if kinds == {FailureKind.RATE_LIMITED}:
         return ServiceError(
@@ -121,7 +120,7 @@ def _all_blocked(plan: Plan) -> ServiceError:
             retry_after_s=wait_s,
             metadata=_block_reasons(blocks),
         )
-    if kinds <= _KEY_KINDS:
+    if kinds <= KEY_KINDS:
         return _key_error(blocks[0].candidate, blocks[0].kind or FailureKind.KEY_REJECTED, plan.tenant, detail=None)
     return ServiceError(
         Category.UNAVAILABLE,
@@ -135,23 +134,24 @@ def _all_blocked(plan: Plan) -> ServiceError:
 def _key_error(
     candidate: Candidate, kind: FailureKind, tenant: Tenant, *, detail: CompletionFailure | None
 ) -> ServiceError:
-    funding = candidate.funding
-    whose = "the tenant's own" if funding is Funding.TENANT_KEY else "the operator's"
-    remedy = (
-        f"store another one: turnpike tenants set-token {tenant.id} {candidate.provider}"
-        if funding is Funding.TENANT_KEY
-        else f"set another {candidate.spec.system_key_env} for the router"
-    )
+    funding, spec = candidate.funding, candidate.spec
+    store = f"turnpike tenants set-token {tenant.id} {spec.name}"
     what = "rejects" if kind is FailureKind.KEY_REJECTED else "has no credit left for"
+    match funding:
+        case Funding.TENANT_KEY:
+            message = f"{spec.display_name} {what} the tenant's own key: store another one: {store}"
+        case Funding.SYSTEM_KEY:
+            message = f"{spec.display_name} {what} the operator's key: set another {spec.system_key_env} for the router"
+        case None:
+            message = (
+                f"{spec.display_name} does not answer without a key: store one: {store};"
+                f" or set {spec.system_key_env} for the router"
+            )
     return ServiceError(
         Category.FAILED_PRECONDITION,
         "PROVIDER_KEY_REJECTED",
-        f"{candidate.spec.display_name} {what} {whose} key: {remedy}",
-        metadata={
-            "provider": candidate.provider,
-            "error_class": kind.value,
-            "funding": funding.value if funding else "",
-        },
+        message,
+        metadata={"provider": spec.name, "error_class": kind.value, "funding": funding.value if funding else ""},
         detail=detail,
     )
 

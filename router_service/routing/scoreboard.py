@@ -24,6 +24,7 @@ _REST_WORDS = {
     FailureKind.MODEL_GONE: "the provider no longer serves the model: choose another one",
     FailureKind.OVERLOADED: "the provider is overloaded and asked to be left alone",
 }
+KEY_KINDS = {FailureKind.KEY_REJECTED, FailureKind.NO_CREDIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Block:
         else:
             reason = "KEY_REJECTED" if kind is FailureKind.KEY_REJECTED else "COOLING_DOWN"
             words, what = _REST_WORDS.get(kind, f"resting after {kind.value}"), "try"
+            if self.candidate.credential is None and kind in KEY_KINDS:
+                words = "the provider does not answer without a key: store one"
         explanation = f"{words}; next {what} in {self.retry_after_s:.0f} s"
         return Exclusion(self.candidate.provider, self.candidate.model.name, reason, explanation)
 

@@ -11,12 +11,15 @@ from router_service.domain.completion import (
     ProviderAccepted,
     RouteChosen,
     StreamRestarted,
+    TaskType,
 )
 from router_service.domain.errors import FailureKind
+from router_service.domain.selection import Needs
 from router_service.domain.tenant import InferenceConfig
 from router_service.domain.usage import AttemptStatus, UsageSource
 from service_runtime.errors import Category
 from tests.support.router_fakes import (
+    TENANT_ID,
     FakeProvider,
     Silence,
     World,
@@ -101,6 +104,21 @@ async def test_a_rejected_key_of_the_tenants_own_is_told_again_without_asking_ag
     assert again.reason == "PROVIDER_KEY_REJECTED"
     assert len(rejecting.calls) == 1
     assert other.calls == []
+
+
+@pytest.mark.parametrize("kind", [FailureKind.KEY_REJECTED, FailureKind.NO_CREDIT])
+async def test_where_there_is_no_key_none_is_said_to_be_rejected(kind: FailureKind) -> None:
+    wanting_one = FakeProvider([failure(kind, status=401)])
+    world = World({"local": wanting_one}, specs=[spec("local", needs_key=False)], tenant_keys=[])
+
+    first, while_it_rests = await failure_of(world.router), await failure_of(world.router)
+
+    assert first.message == while_it_rests.message
+    assert "Local does not answer without a key: store one: turnpike tenants set-token" in first.message
+    assert "or set LOCAL_API_KEY for the router" in first.message
+    assert len(wanting_one.calls) == 1
+    explained = await world.router.explain(TENANT_ID, Needs(), TaskType.CHAT)
+    assert "does not answer without a key" in explained.excluded[0].explanation
 
 
 async def test_a_tenant_out_of_credit_does_not_spend_the_operators_money() -> None:
