@@ -17,12 +17,13 @@ from router_service.domain.completion import CompletionRequest, ProviderAccepted
 from router_service.domain.errors import FailureKind, ProviderError
 from router_service.domain.tenant import Credential
 from router_service.domain.usage import LateUsage
+from router_service.providers.answer_body import AnswerBody, BodyUnusable
 from router_service.providers.chat_request import encode
 from router_service.providers.error_mapping import error_from_response, sentence
 from router_service.providers.loose_json import NotJson, decode_loosely, label_of
 from router_service.providers.openai_chat import ChatDecoder
 from router_service.providers.quota_headers import parse_quota
-from router_service.providers.sse import SseDecoder, SseEvent, SseLimitExceeded
+from router_service.providers.sse import SseEvent, SseLimitExceeded
 from router_service.providers.transport import EgressRefused, has_ended, hold_reading
 from router_service.providers.vendor import Vendor
 from router_service.routing.ports import KeyVerdict
@@ -30,7 +31,6 @@ from router_service.routing.ports import KeyVerdict
 _USER_AGENT: Final = "turnpike"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _MAX_ERROR_BODY_BYTES: Final = 64 << 10
-_MAX_WHOLE_ANSWER_BYTES: Final = 4 << 20
 _ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
 _KEY_CHECK_TIME_S: Final = 10.0
 _ANSWERS_ANYBODY: Final = "the provider answers without a key too: that it takes this one says nothing"
@@ -78,7 +78,8 @@ class OpenAiProvider:
                 raise await self._refusal(response)
             headers = _headers_of(response)
             yield self._accepted(headers)
-            body = _body_of(headers)
+            _refuse_web_page(headers)
+            body = AnswerBody()
             async for data in arrivals:
                 had_begun = decoder.has_content
                 items = _items_of(decoder, body.feed(data))
@@ -92,7 +93,7 @@ class OpenAiProvider:
                 for delta in decoder.feed(body.flush(), may_be_cut=True):
                     yield delta
             yield decoder.finish()
-        except _BodyUnusable as problem:
+        except BodyUnusable as problem:
             raise decoder.broken(FailureKind.PROTOCOL_VIOLATION, str(problem)) from None
         except SseLimitExceeded as excess:
             raise decoder.broken(FailureKind.PROTOCOL_VIOLATION, str(excess)) from None
@@ -238,37 +239,14 @@ def _gather(response: httpx.Response, decoder: ChatDecoder, *, had_begun: bool) 
         hold_reading(response)
 
 
-class _BodyUnusable(Exception):
-    """The body is nothing that an answer could be read from."""
-
-
-class _WholeAnswer:
-    """Some servers answer a request for a stream with one JSON object: it counts as one event."""
-
-    def __init__(self) -> None:
-        self._body = bytearray()
-
-    def feed(self, data: bytes) -> list[SseEvent]:
-        if len(self._body) + len(data) > _MAX_WHOLE_ANSWER_BYTES:
-            raise _BodyUnusable(f"it is longer than {_MAX_WHOLE_ANSWER_BYTES} bytes")
-        self._body += data
-        return []
-
-    def flush(self) -> list[SseEvent]:
-        return [SseEvent(bytes(self._body))]
-
-
 def _headers_of(response: httpx.Response) -> Mapping[str, str]:
     """The headers by lower-case name, the last of several: 2 us, and what is looked up in `httpx.Headers` costs 11."""
     return {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers.raw}
 
 
-def _body_of(headers: Mapping[str, str]) -> SseDecoder | _WholeAnswer:
-    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "text/html":
-        raise _BodyUnusable("it is a web page")
-    # Servers of people's own leave the type of a stream out, or get it wrong; nothing else is taken for JSON.
-    return _WholeAnswer() if content_type == "application/json" else SseDecoder()
+def _refuse_web_page(headers: Mapping[str, str]) -> None:
+    if headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html":
+        raise BodyUnusable("it is a web page")
 
 
 async def _read_up_to(response: httpx.Response, max_bytes: int) -> bytes:

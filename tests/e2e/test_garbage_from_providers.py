@@ -148,7 +148,7 @@ def test_an_odd_stream_means_what_it_says_however_its_bytes_arrive(
     site.assert_well(highest_mib)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "application/json"])
 def test_a_stream_under_another_name_is_read_all_the_same(site: Site, highest_mib: float, kind: str) -> None:
     assert site.ask(f"events?what=a+NUL&type={quote_plus(kind)}")[0] == STREAMS["a NUL"].text
     site.assert_well(highest_mib)
