@@ -10,6 +10,7 @@ import atheris
 with atheris.instrument_imports(include=["router_service.providers", "router_service.domain"]):
     from router_service.domain.completion import ContentDelta, ProviderFinished
     from router_service.domain.errors import ProviderError
+    from router_service.providers.answer_body import AnswerBody
     from router_service.providers.error_mapping import error_from_response
     from router_service.providers.loose_json import MAX_TOKENS
     from router_service.providers.openai_chat import ChatDecoder
@@ -79,14 +80,14 @@ def _events(pieces: Iterable[bytes]) -> list[SseEvent]:
 
 
 def _answer(pieces: Iterable[bytes]) -> tuple[str, ProviderFinished | ProviderError]:
-    decoder, chat = SseDecoder(), ChatDecoder()
+    body, chat = AnswerBody(), ChatDecoder()
     deltas: list[ContentDelta] = []
     for piece in pieces:
-        deltas += chat.feed(decoder.feed(piece))
+        deltas += chat.feed(body.feed(piece))
         if chat.is_over:
             break
     else:
-        deltas += chat.feed(decoder.flush(), may_be_cut=True)
+        deltas += chat.feed(body.flush(), may_be_cut=True)
     assert all(delta.text or delta.reasoning or delta.tool_calls for delta in deltas)
     text = "".join(delta.reasoning + delta.text for delta in deltas)
     try:
