@@ -94,7 +94,13 @@ class ProviderNames:
         """The catalogue name, or None for a provider that the catalogue does not have."""
         if text in self._catalogue:
             return text
-        return self._names.get(_key(re.sub(r"\(.*\)", "", text)))
+        return self._names.get(_key(_without_brackets(text)))
+
+
+def _without_brackets(text: str) -> str:
+    # No regular expression: the obvious one takes time in the square of the text's length, which a caller chooses.
+    start, end = text.find("("), text.rfind(")")
+    return text[:start] + text[end + 1 :] if 0 <= start < end else text
 
 
 def _key(text: str) -> str:

@@ -69,7 +69,10 @@ def test_every_entry_is_named_as_it_is_filed(name: str) -> None:
         ("LM Studio", "local"),
         ("vLLM", "local"),
         ("Sandbox", "sandbox"),
+        ("Groq (Llama (3.3) 70B)", "groq"),
+        ("Groq )(", "groq"),
         ("Acme", None),
+        pytest.param("(" * 3_000_000, None, id="so many brackets that work in their square would take hours"),
     ],
 )
 def test_friendly_names_become_catalogue_names(written: str, name: str | None) -> None:
