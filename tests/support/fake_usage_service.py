@@ -78,7 +78,7 @@ class FakeUsageService(
     ListDailyCosts = ListErrors = ListUsageRecords = GetTenantUsageStats
     QueryUsageTimeSeries = GetLatencyDistribution = GetTenantUsageStats
     WatchUsage: Any = GetTenantUsageStats
-    SetLimit = ListLimits = DeleteLimit = GetTenantUsageStats
+    CheckRateLimitStatus = SetLimit = ListLimits = DeleteLimit = GetTenantUsageStats
     SetPrice = ListPriceHistory = Reprice = ListCostAdjustments = GetTenantUsageStats
 
     async def ListPrices(
@@ -100,12 +100,16 @@ class FakeUsageService(
             pricing_state=token_usage_pb2.PRICING_STATE_PRICED, price=price
         )
 
-    async def CheckRateLimitStatus(
-        self, request: quota_service_pb2.CheckRateLimitStatusRequest, context: Any
-    ) -> quota_service_pb2.CheckRateLimitStatusResponse:
+    async def BatchCheckRateLimitStatus(
+        self, request: quota_service_pb2.BatchCheckRateLimitStatusRequest, context: Any
+    ) -> quota_service_pb2.BatchCheckRateLimitStatusResponse:
         if self.failure is not None:
             await context.abort(self.failure, "scripted")
-        return self.status
+        results = [
+            quota_service_pb2.TenantRateLimitStatus(tenant_id=tenant_id, status=self.status)
+            for tenant_id in request.tenant_ids
+        ]
+        return quota_service_pb2.BatchCheckRateLimitStatusResponse(results=results)
 
 
 @asynccontextmanager

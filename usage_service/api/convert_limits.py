@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 
+from service_runtime.error_codec import to_status
+from service_runtime.errors import ServiceError
 from turnpike.usage.v1 import quota_service_pb2
 from usage_service.api.convert_reports import duration_to_proto, timestamp_to_proto, usd_to_text
 from usage_service.domain.rate_limit import LimitLevel, LimitMetric, LimitPosition, TenantLimit
@@ -25,6 +27,15 @@ def limit_status_to_proto(status: LimitStatus) -> quota_service_pb2.CheckRateLim
         as_of_time=timestamp_to_proto(status.as_of),
         valid_for=duration_to_proto(status.valid_for),
     )
+
+
+def tenant_status_to_proto(
+    tenant_id: str, status: LimitStatus | ServiceError
+) -> quota_service_pb2.TenantRateLimitStatus:
+    """One tenant's entry among those of many; `tenant_id` as it was asked for."""
+    if isinstance(status, ServiceError):
+        return quota_service_pb2.TenantRateLimitStatus(tenant_id=tenant_id, error=to_status(status))
+    return quota_service_pb2.TenantRateLimitStatus(tenant_id=tenant_id, status=limit_status_to_proto(status))
 
 
 def limit_position_to_proto(position: LimitPosition) -> quota_service_pb2.RateLimitStatus:

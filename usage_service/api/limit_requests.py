@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
@@ -30,6 +31,7 @@ from usage_service.domain.rate_limit import (
 from usage_service.metering.limit_setting import AfterLimit
 
 DEFAULT_PAGE_SIZE = 100
+MAX_TENANTS_AT_ONCE = 100  # bounds what one call takes of the event loop, and the size of its answer
 
 _COUNT = re.compile(r"[0-9]{1,16}", re.ASCII)
 _USD = re.compile(r"[0-9]{1,13}(\.[0-9]{1,6})?", re.ASCII)
@@ -60,6 +62,15 @@ class LimitReader(RequestReader):
         tenant_id, key = self.key(request)
         amount = self._amount(key.metric, request.limit)
         return tenant_id, LimitRule(key.provider, key.metric, key.window_s, amount, key.model, is_override=True)
+
+    def tenant_ids(self, texts: Sequence[str]) -> Sequence[UUID]:
+        """The tenants of a question about many."""
+        if not 1 <= len(texts) <= MAX_TENANTS_AT_ONCE:
+            self._refuse(
+                "tenant_ids", f"must be 1 to {MAX_TENANTS_AT_ONCE} tenants, not {len(texts)}; ask for the rest apart"
+            )
+            return ()
+        return [self.uuid(f"tenant_ids[{index}]", text) for index, text in enumerate(texts)]
 
     def page_size(self, asked: int, *, default: int) -> int:
         """Entries for a page."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
 
 from turnpike.usage.v1 import quota_service_pb2 as pb
 from turnpike.usage.v1 import quota_service_pb2_grpc
-from usage_service.api.convert_limits import limit_amount_to_text, limit_status_to_proto, usage_limit_to_proto
+from usage_service.api.convert_limits import (
+    limit_amount_to_text,
+    limit_status_to_proto,
+    tenant_status_to_proto,
+    usage_limit_to_proto,
+)
 from usage_service.api.limit_requests import (
     DEFAULT_PAGE_SIZE,
     LimitReader,
@@ -44,6 +50,20 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         model = reader.name("model", request.model)
         reader.done()
         return limit_status_to_proto(await self._limiting.status(tenant_id, provider=provider, model=model))
+
+    async def BatchCheckRateLimitStatus(
+        self, request: pb.BatchCheckRateLimitStatusRequest, context: Context
+    ) -> pb.BatchCheckRateLimitStatusResponse:
+        del context
+        reader = LimitReader(self._limiting.now(), self._providers)
+        tenant_ids = reader.tenant_ids(request.tenant_ids)
+        reader.done()
+        found = await self._limiting.statuses(tenant_ids)
+        response = pb.BatchCheckRateLimitStatusResponse()
+        for text, tenant_id in zip(request.tenant_ids, tenant_ids, strict=True):
+            response.results.append(tenant_status_to_proto(text, found[tenant_id]))
+            await asyncio.sleep(0)  # as in `statuses`
+        return response
 
     async def SetLimit(self, request: pb.SetLimitRequest, context: Context) -> pb.SetLimitResponse:
         del context

@@ -1,12 +1,15 @@
-"""Tell how close a tenant is to its limits."""
+"""Tell how close tenants are to their limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 from uuid import UUID
 
+from service_runtime.errors import ServiceError
 from usage_service.domain.rate_limit import (
     MINUTE_S,
     Consumption,
@@ -23,7 +26,9 @@ from usage_service.domain.rate_limit import (
     worst_first,
 )
 from usage_service.domain.window import RollupRetention, answerable, tiles
-from usage_service.metering.report_ports import LevelChange, Limits, Rollups
+from usage_service.metering.report_ports import Consumed, LevelChange, Limits, Rollups
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +74,81 @@ class Limiting:
         return self._now()
 
     async def status(self, tenant_id: UUID, *, provider: str = "", model: str = "") -> LimitStatus:
-        """The tenant's positions at `provider` (a catalogue name) for `model`; empty ones do not filter."""
-        overrides = await self._limits.of_tenant(tenant_id)
-        rules = applicable(self._defaults, overrides, provider=provider, model=model)
+        """The tenant's positions at `provider` (a catalogue name) for `model`; empty ones do not filter.
+
+        Raises ServiceError FAILED_PRECONDITION LIMIT_INVALID, naming the limit of the tenant's own that cannot be used.
+        """
+        found = (await self.statuses([tenant_id], provider=provider, model=model))[tenant_id]
+        if isinstance(found, ServiceError):
+            raise found
+        return found
+
+    async def statuses(
+        self, tenant_ids: Collection[UUID], *, provider: str = "", model: str = ""
+    ) -> Mapping[UUID, LimitStatus | ServiceError]:
+        """The same of many tenants, in as many questions to the ledger as for one; the error is each tenant's own."""
+        own = await self._limits.of_tenants(tenant_ids)
+        answers: dict[UUID, LimitStatus | ServiceError] = {}
+        rules: dict[UUID, Sequence[LimitRule]] = {}
+        for tenant_id in tenant_ids:
+            overrides = own.get(tenant_id, ())
+            if isinstance(overrides, ServiceError):
+                answers[tenant_id] = overrides
+            else:
+                rules[tenant_id] = applicable(self._defaults, overrides, provider=provider, model=model)
         # After the limits were read: a window that began meanwhile must not be judged by the one before.
         now = self._now()
-        used = await self._used(tenant_id, {rule.window_s for rule in rules}, now)
-        told = await self._limits.told_levels(tenant_id) if rules else {}
-        positions = worst_first(
+        limited = [tenant_id for tenant_id, of_tenant in rules.items() if of_tenant]
+        used = await self._used({tenant_id: {rule.window_s for rule in rules[tenant_id]} for tenant_id in limited}, now)
+        told = await self._limits.told_levels(limited) if limited else {}
+        changes: dict[UUID, Sequence[LevelChange]] = {}
+        for tenant_id, of_tenant in rules.items():
+            told_before = told.get(tenant_id, {})
+            positions = self._positions(of_tenant, used.get(tenant_id, {}), told_before, now)
+            if changed := _changes(positions, told_before):
+                changes[tenant_id] = changed
+            answers[tenant_id] = LimitStatus(positions, now, valid_for(positions, now))
+            await asyncio.sleep(0)  # a hundred tenants are many milliseconds: others' calls go on between two of them
+        if changes:
+            await self._limits.tell_levels(changes)
+        return answers
+
+    def _positions(
+        self, rules: Sequence[LimitRule], used: Consumed, told: Mapping[LimitKey, ToldLevel], now: datetime
+    ) -> Sequence[LimitPosition]:
+        return worst_first(
             position(rule, _part(used, rule), now, thresholds=self._thresholds, told=told.get(LimitKey.of(rule)))
             for rule in rules
         )
-        if changes := _changes(positions, told):
-            await self._limits.tell_levels(tenant_id, changes)
-        return LimitStatus(positions, now, valid_for(positions, now))
 
-    async def _used(
-        self, tenant_id: UUID, window_lengths_s: set[int], now: datetime
-    ) -> Mapping[tuple[int, str, str], Consumption]:
-        windows = {length_s: current_window(length_s, now) for length_s in sorted(window_lengths_s)}
+    async def _used(self, lengths_s: Mapping[UUID, Collection[int]], now: datetime) -> Mapping[UUID, Consumed]:
+        """What each tenant used in the present windows of its lengths."""
+        windows = {length_s: current_window(length_s, now) for length_s in set().union(*lengths_s.values())}
         kept = self._retention.kept_at(now)
         covering = {
             length_s: tiles(answerable(window, kept)) for length_s, window in windows.items() if length_s >= MINUTE_S
         }
         recent = {length_s: window for length_s, window in windows.items() if length_s < MINUTE_S}
-        used: dict[tuple[int, str, str], Consumption] = {}
-        if covering:
-            used.update(await self._rollups.consumption(tenant_id, covering))
-        if recent:
-            used.update(await self._limits.recent_consumption(tenant_id, recent))
+        used: dict[UUID, dict[tuple[int, str, str], Consumption]] = {tenant_id: {} for tenant_id in lengths_s}
+        if from_rollups := _of_each(lengths_s, covering):
+            for tenant_id, consumed in (await self._rollups.consumption(from_rollups)).items():
+                used[tenant_id].update(consumed)
+        if from_rows := _of_each(lengths_s, recent):
+            for tenant_id, consumed in (await self._limits.recent_consumption(from_rows)).items():
+                used[tenant_id].update(consumed)
         return used
 
 
-def _part(used: Mapping[tuple[int, str, str], Consumption], rule: LimitRule) -> Consumption:
+def _of_each(lengths_s: Mapping[UUID, Collection[int]], by_length: Mapping[int, T]) -> dict[UUID, dict[int, T]]:
+    """Of `by_length` what each tenant has, by length; tenants with none of it are left out."""
+    found = {
+        tenant_id: {length_s: by_length[length_s] for length_s in sorted(lengths) if length_s in by_length}
+        for tenant_id, lengths in lengths_s.items()
+    }
+    return {tenant_id: windows for tenant_id, windows in found.items() if windows}
+
+
+def _part(used: Consumed, rule: LimitRule) -> Consumption:
     """What of `used` the rule counts."""
     parts = (
         one

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Protocol
 from uuid import UUID
 
+from service_runtime.errors import ServiceError
 from usage_service.domain.rate_limit import Consumption, LimitKey, LimitRule, ToldLevel
 from usage_service.domain.report import (
     DailyCost,
@@ -23,6 +24,9 @@ from usage_service.domain.report import (
 )
 from usage_service.domain.steps import Step
 from usage_service.domain.window import KeptGrains, LocalDay, Tile, Window
+
+Consumed = Mapping[tuple[int, str, str], Consumption]
+"""What a tenant used, by key of the window, provider and model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +122,8 @@ class Rollups(Protocol):
         """
         ...
 
-    async def consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
-    ) -> Mapping[tuple[int, str, str], Consumption]:
-        """What was used by (key of the window, provider, model)."""
+    async def consumption(self, windows: Mapping[UUID, Mapping[int, Sequence[Tile]]]) -> Mapping[UUID, Consumed]:
+        """What each tenant used in its windows; those that used nothing are left out. One question for all of them."""
         ...
 
 
@@ -143,24 +145,22 @@ class Records(Protocol):
 
 
 class Limits(Protocol):
-    """The tenants' own limits."""
+    """The tenants' own limits. Each is one question, of however many tenants; those without an answer are left out."""
 
-    async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
-        """The tenant's own limits. Raises ServiceError FAILED_PRECONDITION LIMIT_INVALID, naming the unusable one."""
+    async def of_tenants(self, tenant_ids: Collection[UUID]) -> Mapping[UUID, Sequence[LimitRule] | ServiceError]:
+        """The tenants' own limits; FAILED_PRECONDITION LIMIT_INVALID, naming the limit, for one that cannot be used."""
         ...
 
-    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
-        """The levels that were last told of the tenant's limits, of whatever window; HEALTHY ones are left out."""
+    async def told_levels(self, tenant_ids: Collection[UUID]) -> Mapping[UUID, Mapping[LimitKey, ToldLevel]]:
+        """The levels that were last told of the tenants' limits, of whatever window; HEALTHY ones are left out."""
         ...
 
-    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+    async def tell_levels(self, changes: Mapping[UUID, Sequence[LevelChange]]) -> None:
         """Remember what is told now, for every replica; what another has told meanwhile stays where it is worse."""
         ...
 
-    async def recent_consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Window]
-    ) -> Mapping[tuple[int, str, str], Consumption]:
-        """What was used by (key of the window, provider, model), from rows: for windows of less than a minute."""
+    async def recent_consumption(self, windows: Mapping[UUID, Mapping[int, Window]]) -> Mapping[UUID, Consumed]:
+        """What each tenant used in its windows, from rows: for those of less than a minute."""
         ...
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import groupby, starmap
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -22,6 +24,7 @@ from usage_service.domain.rate_limit import (
 from usage_service.domain.window import Window
 from usage_service.metering.limit_setting import AfterLimit, LimitSet
 from usage_service.metering.report_ports import LevelChange
+from usage_service.storage.rollups import consumption_by_tenant
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -35,10 +38,10 @@ class PostgresLimits:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def of_tenant(self, tenant_id: UUID) -> list[LimitRule]:
+    async def of_tenants(self, tenant_ids: Collection[UUID]) -> dict[UUID, list[LimitRule] | ServiceError]:
         async with self._postgres.acquire() as connection:
-            fetched = await connection.fetch(_QUERIES["limits_of_tenant"], tenant_id)
-        return [_rule(tenant_id, record) for record in fetched]
+            fetched = await connection.fetch(_QUERIES["limits_of_tenants"], list(tenant_ids))
+        return {tenant_id: _rules(tenant_id, records) for tenant_id, records in groupby(fetched, itemgetter(0))}
 
     async def set(self, tenant_id: UUID, rule: LimitRule, *, most: int) -> LimitSet | None:
         key = (rule.provider, rule.model, rule.metric, rule.window_s)
@@ -70,38 +73,38 @@ class PostgresLimits:
             fetched = await connection.fetch(_QUERIES["page_of_limits"], tenant_id, provider, *last, limit)
         return [_tenant_limit(record) for record in fetched]
 
-    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
+    async def told_levels(self, tenant_ids: Collection[UUID]) -> dict[UUID, dict[LimitKey, ToldLevel]]:
         async with self._postgres.acquire() as connection:
-            fetched = await connection.fetch(_QUERIES["told_levels"], tenant_id)
-        return {
-            LimitKey(
-                record["provider"], record["model_name"], LimitMetric(record["metric"]), record["window_s"]
-            ): ToldLevel(record["window_start"], LimitLevel(record["level"]))
-            for record in fetched
-        }
+            fetched = await connection.fetch(_QUERIES["told_levels"], list(tenant_ids))
+        told: dict[UUID, dict[LimitKey, ToldLevel]] = {}
+        for record in fetched:
+            key = LimitKey(record["provider"], record["model_name"], LimitMetric(record["metric"]), record["window_s"])
+            told.setdefault(record["tenant_id"], {})[key] = ToldLevel(
+                record["window_start"], LimitLevel(record["level"])
+            )
+        return told
 
-    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
-        lowered = [one for one in changes if _is_lower(one)]
-        begun = [one for one in changes if not _is_lower(one)]
-        async with self._postgres.transaction() as connection:
+    async def tell_levels(self, changes: Mapping[UUID, Sequence[LevelChange]]) -> None:
+        all_changes = [(tenant_id, one) for tenant_id, of_tenant in changes.items() for one in of_tenant]
+        lowered = [(tenant_id, one) for tenant_id, one in all_changes if _is_lower(one)]
+        begun = [(tenant_id, one) for tenant_id, one in all_changes if not _is_lower(one)]
+        async with self._postgres.acquire() as connection:
+            # Not in one transaction: each locks its rows in order, both together would not, and no row needs another.
             for query, part in (("tell_levels", begun), ("lower_levels", lowered)):
                 if part:
-                    await connection.execute(_QUERIES[query], tenant_id, *zip(*map(_change, part), strict=True))
+                    await connection.execute(_QUERIES[query], *zip(*starmap(_change, part), strict=True))
 
     async def recent_consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Window]
-    ) -> dict[tuple[int, str, str], Consumption]:
-        starts, ends = [one.start for one in windows.values()], [one.end for one in windows.values()]
+        self, windows: Mapping[UUID, Mapping[int, Window]]
+    ) -> dict[UUID, dict[tuple[int, str, str], Consumption]]:
+        asked = [(tenant_id, key, one) for tenant_id, of_tenant in windows.items() for key, one in of_tenant.items()]
+        starts, ends = [one.start for _, _, one in asked], [one.end for _, _, one in asked]
+        tenant_ids, keys = [tenant_id for tenant_id, _, _ in asked], [key for _, key, _ in asked]
         async with self._postgres.acquire() as connection:
             fetched = await connection.fetch(
-                _QUERIES["recent_consumption"], tenant_id, list(windows), starts, ends, min(starts), max(ends)
+                _QUERIES["recent_consumption"], tenant_ids, keys, starts, ends, min(starts), max(ends)
             )
-        return {
-            (record["window_key"], record["provider"], record["model_name"]): Consumption(
-                record["requests"], record["tokens"], record["cost_usd"]
-            )
-            for record in fetched
-        }
+        return consumption_by_tenant(fetched)
 
 
 async def forget_levels(owner: Postgres, before: datetime) -> None:
@@ -115,14 +118,21 @@ def _is_lower(change: LevelChange) -> bool:
     return before is not None and before.window_start == now.window_start and now.level < before.level
 
 
-def _change(change: LevelChange) -> tuple[object, ...]:
+def _change(tenant_id: UUID, change: LevelChange) -> tuple[object, ...]:
     key, now = change.key, change.now
     before = change.before.level if change.before is not None else LimitLevel.HEALTHY
-    return (key.provider, key.model, key.metric, key.window_s, now.window_start, now.level, before)
+    return (tenant_id, key.provider, key.model, key.metric, key.window_s, now.window_start, now.level, before)
 
 
 def _tenant_limit(record: Record) -> TenantLimit:
     return TenantLimit(record["tenant_id"], _rule(record["tenant_id"], record), record["updated_at"])
+
+
+def _rules(tenant_id: UUID, records: Iterable[Record]) -> list[LimitRule] | ServiceError:
+    try:
+        return [_rule(tenant_id, record) for record in records]
+    except ServiceError as error:
+        return error
 
 
 def _rule(tenant_id: UUID, record: Record) -> LimitRule:

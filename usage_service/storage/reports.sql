@@ -244,32 +244,33 @@ LEFT JOIN LATERAL (
 ORDER BY occurrences DESC, provider, model_name, status, error_class;
 
 -- name: consumption
--- What counts against limits, by window, provider and model.
+-- What counts against limits, by tenant, window, provider and model: of however many tenants, each with its own windows.
 WITH rollup AS NOT MATERIALIZED (
     SELECT 'minute' AS grain, minutes.* FROM usage_rollup_minute AS minutes
     UNION ALL SELECT 'hour', hours.* FROM usage_rollup_hour AS hours
     UNION ALL SELECT 'day', days.* FROM usage_rollup_day AS days
 )
-SELECT tile.window_key,
+SELECT tile.tenant_id,
+       tile.window_key,
        found.provider,
        found.model_name,
        sum(attempts)::bigint AS requests,
        sum(input_tokens + output_tokens + cached_read_tokens + cached_write_tokens + reasoning_tokens)::bigint
            AS tokens,
        sum(cost_usd) AS cost_usd
-FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[], $5::integer[])
-    AS tile (grain, first_bucket, end_bucket, window_key)
+FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::timestamptz[], $5::timestamptz[])
+    AS tile (tenant_id, window_key, grain, first_bucket, end_bucket)
 CROSS JOIN LATERAL (
     SELECT provider, model_name, attempts, input_tokens, output_tokens, cached_read_tokens, cached_write_tokens,
            reasoning_tokens, cost_usd
     FROM rollup
     WHERE rollup.grain = tile.grain
-      AND rollup.tenant_id = $1
+      AND rollup.tenant_id = tile.tenant_id
       AND rollup.bucket >= tile.first_bucket
       AND rollup.bucket < tile.end_bucket
     OFFSET 0
 ) AS found
-GROUP BY tile.window_key, found.provider, found.model_name;
+GROUP BY tile.tenant_id, tile.window_key, found.provider, found.model_name;
 
 -- name: tenant_with_minutes
 -- The first tenant, from a given id on, that has minute buckets.

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -133,17 +132,17 @@ class PostgresRollups:
         return [_failure(record) for record in await self._fetch(statement)]
 
     async def consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
-    ) -> dict[tuple[int, str, str], Consumption]:
-        covering = list(chain.from_iterable(windows.values()))
-        keys = [key for key, covers in windows.items() for _ in covers]
-        fetched = await self._fetch(plain("consumption", tenant_id, *_columns(covering), keys))
-        return {
-            (record["window_key"], record["provider"], record["model_name"]): Consumption(
-                record["requests"], record["tokens"], record["cost_usd"]
-            )
-            for record in fetched
-        }
+        self, windows: Mapping[UUID, Mapping[int, Sequence[Tile]]]
+    ) -> dict[UUID, dict[tuple[int, str, str], Consumption]]:
+        asked = [
+            (tenant_id, key, tile)
+            for tenant_id, of_tenant in windows.items()
+            for key, covering in of_tenant.items()
+            for tile in covering
+        ]
+        tenant_ids, keys = [tenant_id for tenant_id, _, _ in asked], [key for _, key, _ in asked]
+        columns = _columns(tile for _, _, tile in asked)
+        return consumption_by_tenant(await self._fetch(plain("consumption", tenant_ids, keys, *columns)))
 
     async def _fetch(self, statement: Statement) -> list[Record]:
         async with self._postgres.acquire() as connection:
@@ -183,6 +182,16 @@ async def _purge(postgres: Postgres, find_tenant: str, delete: str, before: date
         if tenant_id.int == UUID(int=2**128 - 1).int:
             return removed
         start = UUID(int=tenant_id.int + 1)
+
+
+def consumption_by_tenant(fetched: Iterable[Record]) -> dict[UUID, dict[tuple[int, str, str], Consumption]]:
+    """What each tenant used, by key of the window, provider and model."""
+    used: dict[UUID, dict[tuple[int, str, str], Consumption]] = {}
+    for record in fetched:
+        used.setdefault(record["tenant_id"], {})[record["window_key"], record["provider"], record["model_name"]] = (
+            Consumption(record["requests"], record["tokens"], record["cost_usd"])
+        )
+    return used
 
 
 def _columns(tiles: Iterable[Tile]) -> tuple[list[str], list[datetime], list[datetime]]:

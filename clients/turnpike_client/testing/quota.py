@@ -17,7 +17,7 @@ Key = tuple[str, str, str, int, int]
 
 
 class FakeQuota(quota_service_pb2_grpc.QuotaServiceServicer):
-    """Keeps the tenants' own limits in `limits`; CheckRateLimitStatus answers `response`, at first without any."""
+    """Keeps the tenants' own limits in `limits`; Positions are `response`, at first without any."""
 
     def __init__(self) -> None:
         self.response = quota_service_pb2.CheckRateLimitStatusResponse(
@@ -29,6 +29,15 @@ class FakeQuota(quota_service_pb2_grpc.QuotaServiceServicer):
         self, request: quota_service_pb2.CheckRateLimitStatusRequest, context: Any
     ) -> quota_service_pb2.CheckRateLimitStatusResponse:
         return self.response
+
+    async def BatchCheckRateLimitStatus(
+        self, request: quota_service_pb2.BatchCheckRateLimitStatusRequest, context: Any
+    ) -> quota_service_pb2.BatchCheckRateLimitStatusResponse:
+        results = [
+            quota_service_pb2.TenantRateLimitStatus(tenant_id=tenant_id, status=self.response)
+            for tenant_id in request.tenant_ids
+        ]
+        return quota_service_pb2.BatchCheckRateLimitStatusResponse(results=results)
 
     async def SetLimit(
         self, request: quota_service_pb2.SetLimitRequest, context: Any

@@ -179,7 +179,9 @@ async def test_a_tenant_has_at_most_so_many_limits_however_many_are_set_at_once(
 
     assert sum(one is not None for one in done) == 3
     assert changed is not None
-    assert len(await table.of_tenant(UUID(TENANT))) == 3
+    stored = (await table.of_tenants([UUID(TENANT)]))[UUID(TENANT)]
+    assert not isinstance(stored, ServiceError)
+    assert len(stored) == 3
 
 
 async def test_windows_of_seconds_are_counted_from_rows(quota: QuotaServicer, owner: Postgres) -> None:
@@ -231,7 +233,7 @@ async def test_a_level_that_one_replica_told_is_kept_by_the_other_until_usage_is
     assert kept == [pb.LIMIT_LEVEL_WARNING] * 2
     assert left == [pb.LIMIT_LEVEL_NORMAL] * 2
     assert healthy.level == pb.LIMIT_LEVEL_HEALTHY
-    assert await PostgresLimits(postgres).told_levels(UUID(TENANT)) == {}
+    assert await PostgresLimits(postgres).told_levels([UUID(TENANT)]) == {}
 
 
 async def test_of_levels_told_at_the_same_time_the_worse_one_stays(postgres: Postgres, owner: Postgres) -> None:
@@ -241,8 +243,8 @@ async def test_of_levels_told_at_the_same_time_the_worse_one_stays(postgres: Pos
 
     async def tell(level: LimitLevel, *, was: LimitLevel | None, at: datetime = window) -> ToldLevel | None:
         told = None if was is None else ToldLevel(at, was)
-        await limits.tell_levels(UUID(TENANT), [LevelChange(key, told, ToldLevel(at, level))])
-        return (await limits.told_levels(UUID(TENANT))).get(key)
+        await limits.tell_levels({UUID(TENANT): [LevelChange(key, told, ToldLevel(at, level))]})
+        return (await limits.told_levels([UUID(TENANT)])).get(UUID(TENANT), {}).get(key)
 
     critical = ToldLevel(window, LimitLevel.CRITICAL)
     assert await tell(LimitLevel.CRITICAL, was=None) == critical
@@ -256,9 +258,9 @@ async def test_of_levels_told_at_the_same_time_the_worse_one_stays(postgres: Pos
 
     assert await tell(LimitLevel.NORMAL, was=None) is not None
     await forget_levels(owner, datetime.now(UTC) - timedelta(days=1))
-    assert await limits.told_levels(UUID(TENANT)) != {}
+    assert await limits.told_levels([UUID(TENANT)]) != {}
     await forget_levels(owner, datetime.now(UTC) + timedelta(days=1))
-    assert await limits.told_levels(UUID(TENANT)) == {}
+    assert await limits.told_levels([UUID(TENANT)]) == {}
 
 
 async def test_many_replicas_that_tell_many_levels_at_once_do_not_get_into_each_others_way(postgres: Postgres) -> None:
@@ -270,10 +272,10 @@ async def test_many_replicas_that_tell_many_levels_at_once_do_not_get_into_each_
             LevelChange(key, None, ToldLevel(NOW, LimitLevel(2 + (turn + number) % 3)))
             for number, key in enumerate(keys)
         ]
-        await limits.tell_levels(UUID(TENANT), changes[turn:] + changes[:turn])
+        await limits.tell_levels({UUID(TENANT): changes[turn:] + changes[:turn]})
 
     await asyncio.gather(*(tell(turn) for turn in range(12)))
 
-    told = await limits.told_levels(UUID(TENANT))
+    told = (await limits.told_levels([UUID(TENANT)]))[UUID(TENANT)]
     assert {one.level for one in told.values()} == {LimitLevel.CRITICAL}
     assert len(told) == len(keys)

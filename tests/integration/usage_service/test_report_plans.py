@@ -80,7 +80,9 @@ def literal(value: object) -> str:
         case None:
             return "NULL"
         case [first, *_]:
-            kind = {str: "text", int: "integer", datetime: "timestamptz", timedelta: "interval"}[type(first)]
+            kind = {str: "text", int: "integer", datetime: "timestamptz", timedelta: "interval"}.get(
+                type(first), "uuid"
+            )
             return f"ARRAY[{', '.join(map(literal, value))}]::{kind}[]"
         case timedelta():
             return f"'{value.total_seconds()} seconds'"
@@ -208,7 +210,7 @@ async def test_usage_against_limits_reads_the_rows_of_the_current_windows(postgr
     }
     planned = PlannedRollups(postgres)
 
-    await planned.consumption(UUID(TENANT), covering)
+    await planned.consumption(dict.fromkeys((UUID(TENANT), UUID(int=1), UUID(int=2)), covering))
 
     wanted: Counter[str] = Counter()
     for cover in covering.values():

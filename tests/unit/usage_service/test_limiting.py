@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
+from service_runtime.errors import Category, ServiceError
 from usage_service.domain.rate_limit import (
     Consumption,
     LevelThresholds,
@@ -18,8 +19,8 @@ from usage_service.domain.rate_limit import (
 )
 from usage_service.domain.report import DailyCost, Failure, GroupedUsage, Grouping, ModelUsage, UsageFilter, UsagePoint
 from usage_service.domain.window import KeptGrains, LocalDay, RollupRetention, Tile, Window
-from usage_service.metering.limiting import Limiting
-from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup, LevelChange
+from usage_service.metering.limiting import Limiting, LimitStatus
+from usage_service.metering.report_ports import AfterDailyCost, AfterFailure, AfterGroup, Consumed, LevelChange
 
 NOW = datetime(2026, 3, 18, 10, 41, 50, tzinfo=UTC)
 TENANT = UUID(int=1)
@@ -30,12 +31,13 @@ class UsedUp:
 
     def __init__(self, used: Sequence[tuple[datetime, str, str, Consumption]]) -> None:
         self._used = used
-        self.asked: list[Mapping[int, Sequence[Tile]]] = []
+        self.asked: list[Mapping[UUID, Mapping[int, Sequence[Tile]]]] = []
 
-    async def consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Sequence[Tile]]
-    ) -> Mapping[tuple[int, str, str], Consumption]:
+    async def consumption(self, windows: Mapping[UUID, Mapping[int, Sequence[Tile]]]) -> Mapping[UUID, Consumed]:
         self.asked.append(windows)
+        return {tenant_id: self._consumed(of_tenant) for tenant_id, of_tenant in windows.items()}
+
+    def _consumed(self, windows: Mapping[int, Sequence[Tile]]) -> Consumed:
         found: dict[tuple[int, str, str], Consumption] = {}
         for window_s, covering in windows.items():
             for at, provider, model, amount in self._used:
@@ -87,28 +89,30 @@ class UsedUp:
 class OwnLimits:
     """The limits of every tenant, and what was told of them; `recent` is what rows say of windows under a minute."""
 
-    def __init__(self, *rules: LimitRule, recent: Mapping[tuple[int, str, str], Consumption] | None = None) -> None:
+    def __init__(self, *rules: LimitRule, recent: Consumed | None = None) -> None:
         self._rules = rules
         self._recent = recent or {}
         self.told: dict[LimitKey, ToldLevel] = {}
-        self.recent_windows: list[Mapping[int, Window]] = []
+        self.recent_windows: list[Mapping[UUID, Mapping[int, Window]]] = []
+        self.unusable: dict[UUID, ServiceError] = {}
+        self.asked: list[Collection[UUID]] = []
 
-    async def told_levels(self, tenant_id: UUID) -> Mapping[LimitKey, ToldLevel]:
-        return dict(self.told)
+    async def told_levels(self, tenant_ids: Collection[UUID]) -> Mapping[UUID, Mapping[LimitKey, ToldLevel]]:
+        return {tenant_id: dict(self.told) for tenant_id in tenant_ids}
 
-    async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
-        for change in changes:
-            assert change.before == self.told.get(change.key)
-            self.told[change.key] = change.now
+    async def tell_levels(self, changes: Mapping[UUID, Sequence[LevelChange]]) -> None:
+        for of_tenant in changes.values():
+            for change in of_tenant:
+                assert change.before == self.told.get(change.key)
+                self.told[change.key] = change.now
 
-    async def recent_consumption(
-        self, tenant_id: UUID, windows: Mapping[int, Window]
-    ) -> Mapping[tuple[int, str, str], Consumption]:
+    async def recent_consumption(self, windows: Mapping[UUID, Mapping[int, Window]]) -> Mapping[UUID, Consumed]:
         self.recent_windows.append(windows)
-        return self._recent
+        return dict.fromkeys(windows, self._recent)
 
-    async def of_tenant(self, tenant_id: UUID) -> Sequence[LimitRule]:
-        return self._rules
+    async def of_tenants(self, tenant_ids: Collection[UUID]) -> Mapping[UUID, Sequence[LimitRule] | ServiceError]:
+        self.asked.append(tenant_ids)
+        return {tenant_id: self.unusable.get(tenant_id, self._rules) for tenant_id in tenant_ids}
 
 
 def limiting(
@@ -148,7 +152,7 @@ async def test_each_limit_counts_what_was_used_in_its_own_window() -> None:
     assert {one.rule: one.used for one in status.positions} == dict(
         zip(rules, [1, 20, 30, 20, Decimal("1.5")], strict=True)
     )
-    assert [len(one) for one in rollups.asked] == [3]
+    assert [len(one[TENANT]) for one in rollups.asked] == [3]
 
 
 async def test_the_worst_limit_decides_for_all() -> None:
@@ -203,8 +207,8 @@ async def test_windows_of_less_than_a_minute_are_counted_from_rows() -> None:
     status = await limiting(rollups, second, minute, own=own).status(TENANT)
 
     assert {one.rule: one.used for one in status.positions} == {second: 4, minute: 9}
-    assert own.recent_windows == [{10: Window(NOW, NOW + timedelta(seconds=10))}]
-    assert [set(asked) for asked in rollups.asked] == [{60}]
+    assert own.recent_windows == [{TENANT: {10: Window(NOW, NOW + timedelta(seconds=10))}}]
+    assert [set(asked[TENANT]) for asked in rollups.asked] == [{60}]
 
 
 async def test_two_replicas_answer_the_same_and_leave_a_level_only_below_its_margin() -> None:
@@ -253,10 +257,28 @@ async def test_a_new_window_begins_without_a_level() -> None:
 
 async def test_nothing_is_written_while_no_level_changes() -> None:
     class Unwritable(OwnLimits):
-        async def tell_levels(self, tenant_id: UUID, changes: Sequence[LevelChange]) -> None:
+        async def tell_levels(self, changes: Mapping[UUID, Sequence[LevelChange]]) -> None:
             raise AssertionError(changes)
 
     rollups = UsedUp([(NOW, "groq", "a", Consumption(10, 0, Decimal(0)))])
     minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
 
     assert (await limiting(rollups, minute, own=Unwritable()).status(TENANT)).level is LimitLevel.HEALTHY
+
+
+async def test_many_tenants_are_one_question_and_each_has_its_own_answer() -> None:
+    minute = LimitRule("groq", LimitMetric.REQUESTS, 60, Decimal(100))
+    rollups = UsedUp([(NOW, "groq", "a", Consumption(10, 0, Decimal(0)))])
+    own = OwnLimits()
+    tenants = [UUID(int=number) for number in range(50)]
+    broken = ServiceError(Category.FAILED_PRECONDITION, "LIMIT_INVALID", "a limit cannot be used; delete it")
+    own.unusable[tenants[7]] = broken
+
+    answers = await limiting(rollups, minute, own=own).statuses(tenants)
+
+    assert set(answers) == set(tenants)
+    assert answers[tenants[7]] is broken
+    told = [one for one in answers.values() if isinstance(one, LimitStatus)]
+    assert [[position.used for position in one.positions] for one in told] == [[10]] * 49
+    assert (len(own.asked), len(rollups.asked)) == (1, 1)
+    assert set(rollups.asked[0]) == set(tenants) - {tenants[7]}

@@ -24,39 +24,46 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%turnpike/usage/v1/quota_service.proto\x12\x11turnpike.usage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x1b\x43heckRateLimitStatusRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\xe0\x02\n\x0fRateLimitStatus\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x06metric\x18\x03 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x05 \x01(\t\x12\x0c\n\x04used\x18\x06 \x01(\t\x12\x11\n\tremaining\x18\x07 \x01(\t\x12\x15\n\rusage_percent\x18\x08 \x01(\x01\x12,\n\x05level\x18\t \x01(\x0e\x32\x1d.turnpike.usage.v1.LimitLevel\x12\x17\n\x0fshould_failover\x18\n \x01(\x08\x12.\n\nreset_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bis_override\x18\x0c \x01(\x08\"\xf9\x01\n\x1c\x43heckRateLimitStatusResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0b\x32\".turnpike.usage.v1.RateLimitStatus\x12,\n\x05level\x18\x02 \x01(\x0e\x32\x1d.turnpike.usage.v1.LimitLevel\x12\x17\n\x0fshould_failover\x18\x03 \x01(\x08\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tvalid_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdb\x01\n\nUsageLimit\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x06 \x01(\t\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x0fSetLimitRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x06 \x01(\t\"X\n\x10SetLimitResponse\x12,\n\x05limit\x18\x01 \x01(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit\x12\x16\n\x0eprevious_limit\x18\x02 \x01(\t\"_\n\x11ListLimitsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x12ListLimitsResponse\x12-\n\x06limits\x18\x01 \x03(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa3\x01\n\x12\x44\x65leteLimitRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x13\x44\x65leteLimitResponse\x12,\n\x05limit\x18\x01 \x01(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit*v\n\x0bLimitMetric\x12\x1c\n\x18LIMIT_METRIC_UNSPECIFIED\x10\x00\x12\x19\n\x15LIMIT_METRIC_REQUESTS\x10\x01\x12\x17\n\x13LIMIT_METRIC_TOKENS\x10\x02\x12\x15\n\x11LIMIT_METRIC_COST\x10\x03*\x8d\x01\n\nLimitLevel\x12\x1b\n\x17LIMIT_LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_LEVEL_HEALTHY\x10\x01\x12\x16\n\x12LIMIT_LEVEL_NORMAL\x10\x02\x12\x17\n\x13LIMIT_LEVEL_WARNING\x10\x03\x12\x18\n\x14LIMIT_LEVEL_CRITICAL\x10\x04\x32\x95\x03\n\x0cQuotaService\x12w\n\x14\x43heckRateLimitStatus\x12..turnpike.usage.v1.CheckRateLimitStatusRequest\x1a/.turnpike.usage.v1.CheckRateLimitStatusResponse\x12S\n\x08SetLimit\x12\".turnpike.usage.v1.SetLimitRequest\x1a#.turnpike.usage.v1.SetLimitResponse\x12Y\n\nListLimits\x12$.turnpike.usage.v1.ListLimitsRequest\x1a%.turnpike.usage.v1.ListLimitsResponse\x12\\\n\x0b\x44\x65leteLimit\x12%.turnpike.usage.v1.DeleteLimitRequest\x1a&.turnpike.usage.v1.DeleteLimitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%turnpike/usage/v1/quota_service.proto\x12\x11turnpike.usage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"Q\n\x1b\x43heckRateLimitStatusRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\xe0\x02\n\x0fRateLimitStatus\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\x06metric\x18\x03 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x05 \x01(\t\x12\x0c\n\x04used\x18\x06 \x01(\t\x12\x11\n\tremaining\x18\x07 \x01(\t\x12\x15\n\rusage_percent\x18\x08 \x01(\x01\x12,\n\x05level\x18\t \x01(\x0e\x32\x1d.turnpike.usage.v1.LimitLevel\x12\x17\n\x0fshould_failover\x18\n \x01(\x08\x12.\n\nreset_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bis_override\x18\x0c \x01(\x08\"\xf9\x01\n\x1c\x43heckRateLimitStatusResponse\x12\x34\n\x08statuses\x18\x01 \x03(\x0b\x32\".turnpike.usage.v1.RateLimitStatus\x12,\n\x05level\x18\x02 \x01(\x0e\x32\x1d.turnpike.usage.v1.LimitLevel\x12\x17\n\x0fshould_failover\x18\x03 \x01(\x08\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tvalid_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"6\n BatchCheckRateLimitStatusRequest\x12\x12\n\ntenant_ids\x18\x01 \x03(\t\"\x8e\x01\n\x15TenantRateLimitStatus\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12?\n\x06status\x18\x02 \x01(\x0b\x32/.turnpike.usage.v1.CheckRateLimitStatusResponse\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"^\n!BatchCheckRateLimitStatusResponse\x12\x39\n\x07results\x18\x01 \x03(\x0b\x32(.turnpike.usage.v1.TenantRateLimitStatus\"\xdb\x01\n\nUsageLimit\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x06 \x01(\t\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x01\n\x0fSetLimitRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05limit\x18\x06 \x01(\t\"X\n\x10SetLimitResponse\x12,\n\x05limit\x18\x01 \x01(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit\x12\x16\n\x0eprevious_limit\x18\x02 \x01(\t\"_\n\x11ListLimitsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x12ListLimitsResponse\x12-\n\x06limits\x18\x01 \x03(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa3\x01\n\x12\x44\x65leteLimitRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\x06metric\x18\x04 \x01(\x0e\x32\x1e.turnpike.usage.v1.LimitMetric\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x13\x44\x65leteLimitResponse\x12,\n\x05limit\x18\x01 \x01(\x0b\x32\x1d.turnpike.usage.v1.UsageLimit*v\n\x0bLimitMetric\x12\x1c\n\x18LIMIT_METRIC_UNSPECIFIED\x10\x00\x12\x19\n\x15LIMIT_METRIC_REQUESTS\x10\x01\x12\x17\n\x13LIMIT_METRIC_TOKENS\x10\x02\x12\x15\n\x11LIMIT_METRIC_COST\x10\x03*\x8d\x01\n\nLimitLevel\x12\x1b\n\x17LIMIT_LEVEL_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_LEVEL_HEALTHY\x10\x01\x12\x16\n\x12LIMIT_LEVEL_NORMAL\x10\x02\x12\x17\n\x13LIMIT_LEVEL_WARNING\x10\x03\x12\x18\n\x14LIMIT_LEVEL_CRITICAL\x10\x04\x32\x9e\x04\n\x0cQuotaService\x12w\n\x14\x43heckRateLimitStatus\x12..turnpike.usage.v1.CheckRateLimitStatusRequest\x1a/.turnpike.usage.v1.CheckRateLimitStatusResponse\x12\x86\x01\n\x19\x42\x61tchCheckRateLimitStatus\x12\x33.turnpike.usage.v1.BatchCheckRateLimitStatusRequest\x1a\x34.turnpike.usage.v1.BatchCheckRateLimitStatusResponse\x12S\n\x08SetLimit\x12\".turnpike.usage.v1.SetLimitRequest\x1a#.turnpike.usage.v1.SetLimitResponse\x12Y\n\nListLimits\x12$.turnpike.usage.v1.ListLimitsRequest\x1a%.turnpike.usage.v1.ListLimitsResponse\x12\\\n\x0b\x44\x65leteLimit\x12%.turnpike.usage.v1.DeleteLimitRequest\x1a&.turnpike.usage.v1.DeleteLimitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'turnpike.usage.v1.quota_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LIMITMETRIC']._serialized_start=1731
-  _globals['_LIMITMETRIC']._serialized_end=1849
-  _globals['_LIMITLEVEL']._serialized_start=1852
-  _globals['_LIMITLEVEL']._serialized_end=1993
-  _globals['_CHECKRATELIMITSTATUSREQUEST']._serialized_start=125
-  _globals['_CHECKRATELIMITSTATUSREQUEST']._serialized_end=206
-  _globals['_RATELIMITSTATUS']._serialized_start=209
-  _globals['_RATELIMITSTATUS']._serialized_end=561
-  _globals['_CHECKRATELIMITSTATUSRESPONSE']._serialized_start=564
-  _globals['_CHECKRATELIMITSTATUSRESPONSE']._serialized_end=813
-  _globals['_USAGELIMIT']._serialized_start=816
-  _globals['_USAGELIMIT']._serialized_end=1035
-  _globals['_SETLIMITREQUEST']._serialized_start=1038
-  _globals['_SETLIMITREQUEST']._serialized_end=1213
-  _globals['_SETLIMITRESPONSE']._serialized_start=1215
-  _globals['_SETLIMITRESPONSE']._serialized_end=1303
-  _globals['_LISTLIMITSREQUEST']._serialized_start=1305
-  _globals['_LISTLIMITSREQUEST']._serialized_end=1400
-  _globals['_LISTLIMITSRESPONSE']._serialized_start=1402
-  _globals['_LISTLIMITSRESPONSE']._serialized_end=1494
-  _globals['_DELETELIMITREQUEST']._serialized_start=1497
-  _globals['_DELETELIMITREQUEST']._serialized_end=1660
-  _globals['_DELETELIMITRESPONSE']._serialized_start=1662
-  _globals['_DELETELIMITRESPONSE']._serialized_end=1729
-  _globals['_QUOTASERVICE']._serialized_start=1996
-  _globals['_QUOTASERVICE']._serialized_end=2401
+  _globals['_LIMITMETRIC']._serialized_start=2053
+  _globals['_LIMITMETRIC']._serialized_end=2171
+  _globals['_LIMITLEVEL']._serialized_start=2174
+  _globals['_LIMITLEVEL']._serialized_end=2315
+  _globals['_CHECKRATELIMITSTATUSREQUEST']._serialized_start=150
+  _globals['_CHECKRATELIMITSTATUSREQUEST']._serialized_end=231
+  _globals['_RATELIMITSTATUS']._serialized_start=234
+  _globals['_RATELIMITSTATUS']._serialized_end=586
+  _globals['_CHECKRATELIMITSTATUSRESPONSE']._serialized_start=589
+  _globals['_CHECKRATELIMITSTATUSRESPONSE']._serialized_end=838
+  _globals['_BATCHCHECKRATELIMITSTATUSREQUEST']._serialized_start=840
+  _globals['_BATCHCHECKRATELIMITSTATUSREQUEST']._serialized_end=894
+  _globals['_TENANTRATELIMITSTATUS']._serialized_start=897
+  _globals['_TENANTRATELIMITSTATUS']._serialized_end=1039
+  _globals['_BATCHCHECKRATELIMITSTATUSRESPONSE']._serialized_start=1041
+  _globals['_BATCHCHECKRATELIMITSTATUSRESPONSE']._serialized_end=1135
+  _globals['_USAGELIMIT']._serialized_start=1138
+  _globals['_USAGELIMIT']._serialized_end=1357
+  _globals['_SETLIMITREQUEST']._serialized_start=1360
+  _globals['_SETLIMITREQUEST']._serialized_end=1535
+  _globals['_SETLIMITRESPONSE']._serialized_start=1537
+  _globals['_SETLIMITRESPONSE']._serialized_end=1625
+  _globals['_LISTLIMITSREQUEST']._serialized_start=1627
+  _globals['_LISTLIMITSREQUEST']._serialized_end=1722
+  _globals['_LISTLIMITSRESPONSE']._serialized_start=1724
+  _globals['_LISTLIMITSRESPONSE']._serialized_end=1816
+  _globals['_DELETELIMITREQUEST']._serialized_start=1819
+  _globals['_DELETELIMITREQUEST']._serialized_end=1982
+  _globals['_DELETELIMITRESPONSE']._serialized_start=1984
+  _globals['_DELETELIMITRESPONSE']._serialized_end=2051
+  _globals['_QUOTASERVICE']._serialized_start=2318
+  _globals['_QUOTASERVICE']._serialized_end=2860
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -232,6 +233,88 @@ class CheckRateLimitStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckRateLimitStatusResponse: _TypeAlias = CheckRateLimitStatusResponse  # noqa: Y015
+
+@_typing.final
+class BatchCheckRateLimitStatusRequest(_message.Message):
+    """Asks for the positions of many tenants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the tenants, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_ids", b"tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckRateLimitStatusRequest: _TypeAlias = BatchCheckRateLimitStatusRequest  # noqa: Y015
+
+@_typing.final
+class TenantRateLimitStatus(_message.Message):
+    """One tenant's position, or why it cannot be told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant, as it was asked for."""
+    @_builtins.property
+    def status(self) -> Global___CheckRateLimitStatusResponse:
+        """What CheckRateLimitStatus answers for all providers and models. Not set with an error."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why there is no status: LIMIT_INVALID when a limit of the tenant's own cannot be used. Not set with a status."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        status: Global___CheckRateLimitStatusResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantRateLimitStatus: _TypeAlias = TenantRateLimitStatus  # noqa: Y015
+
+@_typing.final
+class BatchCheckRateLimitStatusResponse(_message.Message):
+    """The tenants' positions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantRateLimitStatus]:
+        """One entry for each id, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___TenantRateLimitStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckRateLimitStatusResponse: _TypeAlias = BatchCheckRateLimitStatusResponse  # noqa: Y015
 
 @_typing.final
 class UsageLimit(_message.Message):

@@ -40,6 +40,11 @@ class QuotaServiceStub:
                 request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.SerializeToString,
                 response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.FromString,
                 _registered_method=True)
+        self.BatchCheckRateLimitStatus = channel.unary_unary(
+                '/turnpike.usage.v1.QuotaService/BatchCheckRateLimitStatus',
+                request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusRequest.SerializeToString,
+                response_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusResponse.FromString,
+                _registered_method=True)
         self.SetLimit = channel.unary_unary(
                 '/turnpike.usage.v1.QuotaService/SetLimit',
                 request_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.SetLimitRequest.SerializeToString,
@@ -63,6 +68,14 @@ class QuotaServiceServicer:
 
     def CheckRateLimitStatus(self, request, context):
         """Reports a tenant's position against every limit that applies to it, from settled usage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCheckRateLimitStatus(self, request, context):
+        """Reports the positions of many tenants, for a router that follows them: one question to the ledger, however many are
+        asked for. INVALID_ARGUMENT when one of the ids is no UUID; what is wrong with one tenant's limits is that tenant's alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +111,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     servicer.CheckRateLimitStatus,
                     request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.FromString,
                     response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.SerializeToString,
+            ),
+            'BatchCheckRateLimitStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheckRateLimitStatus,
+                    request_deserializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusRequest.FromString,
+                    response_serializer=turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusResponse.SerializeToString,
             ),
             'SetLimit': grpc.unary_unary_rpc_method_handler(
                     servicer.SetLimit,
@@ -143,6 +161,33 @@ class QuotaService:
             '/turnpike.usage.v1.QuotaService/CheckRateLimitStatus',
             turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusRequest.SerializeToString,
             turnpike_dot_usage_dot_v1_dot_quota__service__pb2.CheckRateLimitStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCheckRateLimitStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.usage.v1.QuotaService/BatchCheckRateLimitStatus',
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusRequest.SerializeToString,
+            turnpike_dot_usage_dot_v1_dot_quota__service__pb2.BatchCheckRateLimitStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

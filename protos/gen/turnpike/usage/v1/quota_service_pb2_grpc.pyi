@@ -35,6 +35,10 @@ class QuotaServiceStub:
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
     CheckRateLimitStatus: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.CheckRateLimitStatusRequest, _quota_service_pb2.CheckRateLimitStatusResponse]
     """Reports a tenant's position against every limit that applies to it, from settled usage."""
+    BatchCheckRateLimitStatus: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.BatchCheckRateLimitStatusRequest, _quota_service_pb2.BatchCheckRateLimitStatusResponse]
+    """Reports the positions of many tenants, for a router that follows them: one question to the ledger, however many are
+    asked for. INVALID_ARGUMENT when one of the ids is no UUID; what is wrong with one tenant's limits is that tenant's alone.
+    """
     SetLimit: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.SetLimitRequest, _quota_service_pb2.SetLimitResponse]
     """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
     limits apply to the tenant. The same call again changes nothing.
@@ -53,6 +57,10 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckRateLimitStatus: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.CheckRateLimitStatusRequest, _quota_service_pb2.CheckRateLimitStatusResponse]  # type: ignore[assignment]
     """Reports a tenant's position against every limit that applies to it, from settled usage."""
+    BatchCheckRateLimitStatus: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.BatchCheckRateLimitStatusRequest, _quota_service_pb2.BatchCheckRateLimitStatusResponse]  # type: ignore[assignment]
+    """Reports the positions of many tenants, for a router that follows them: one question to the ledger, however many are
+    asked for. INVALID_ARGUMENT when one of the ids is no UUID; what is wrong with one tenant's limits is that tenant's alone.
+    """
     SetLimit: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.SetLimitRequest, _quota_service_pb2.SetLimitResponse]  # type: ignore[assignment]
     """Sets a limit of a tenant's own, or changes it. From the first one at a provider on, none of that provider's default
     limits apply to the tenant. The same call again changes nothing.
@@ -74,6 +82,16 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.CheckRateLimitStatusResponse, _abc.Awaitable[_quota_service_pb2.CheckRateLimitStatusResponse]]:
         """Reports a tenant's position against every limit that applies to it, from settled usage."""
+
+    @_abc_1.abstractmethod
+    def BatchCheckRateLimitStatus(
+        self,
+        request: _quota_service_pb2.BatchCheckRateLimitStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.BatchCheckRateLimitStatusResponse, _abc.Awaitable[_quota_service_pb2.BatchCheckRateLimitStatusResponse]]:
+        """Reports the positions of many tenants, for a router that follows them: one question to the ledger, however many are
+        asked for. INVALID_ARGUMENT when one of the ids is no UUID; what is wrong with one tenant's limits is that tenant's alone.
+        """
 
     @_abc_1.abstractmethod
     def SetLimit(
