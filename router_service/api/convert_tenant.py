@@ -21,7 +21,7 @@ from service_runtime.errors import FieldViolation, InvalidRequest
 from turnpike.router.v1 import tenant_service_pb2 as pb
 
 MAX_NAME = 200
-_MAX_ENTRIES = 64
+MAX_ENTRIES = 64
 _MAX_VIOLATIONS = 50  # an answer is not to be larger than its request
 _KEY_RULE = "must be a provider's key: 8 to 512 printable ASCII characters, not in Turnpike's sealed form"
 _CONFIG_FIELDS = tuple(field.name for field in pb.InferenceConfig.DESCRIPTOR.fields)
@@ -40,6 +40,12 @@ class Checker:
         """Raise InvalidRequest if anything was refused."""
         if self._violations:
             raise InvalidRequest(self._violations[:_MAX_VIOLATIONS])
+
+    def few(self, field: str, count: int, *, limit: int = MAX_ENTRIES) -> bool:
+        """Whether there are few enough entries to look at each; millions of them would hold up everybody else."""
+        if count > limit:
+            self.refuse(field, f"must be at most {limit} entries, not {count}")
+        return count <= limit
 
     def uuid(self, field: str, text: str, *, parse: Callable[[str], UUID] = UUID) -> UUID | None:
         try:
@@ -97,7 +103,8 @@ def new_tenant_from_proto(request: pb.CreateTenantRequest, names: ProviderNames)
     name = checker.text("name", request.name, required=True)
     config = _config_from_proto(request.inference_config, names, checker)
     tokens: dict[str, Secret] = {}
-    for written, text in request.provider_tokens.items():
+    given = request.provider_tokens.items() if checker.few("provider_tokens", len(request.provider_tokens)) else ()
+    for written, text in given:
         provider = checker.provider("provider_tokens", written, names, beside_a_key=True)
         if not provider:
             continue
@@ -199,6 +206,8 @@ def _paths(request: pb.UpdateTenantRequest, checker: Checker) -> frozenset[str]:
             checker.refuse("update_mask", "nothing is to be changed: set a field, or name the fields to clear")
         return frozenset(whole | set_fields)
     allowed = {"name", "inference_config", *(f"inference_config.{field}" for field in _CONFIG_FIELDS)}
+    if not checker.few("update_mask.paths", len(request.update_mask.paths)):
+        return frozenset()
     for position, path in enumerate(request.update_mask.paths):
         if path not in allowed:
             checker.refuse(f"update_mask.paths[{position}]", f"{path[:80]!r} cannot be changed")
@@ -215,21 +224,19 @@ def _config_from_proto(config: pb.InferenceConfig, names: ProviderNames, checker
         stored["auto_failover"] = config.auto_failover
     if config.HasField("allow_system_keys"):
         stored["allow_system_keys"] = config.allow_system_keys
-    if config.preferred_models:
+    if checker.few(f"{path}.preferred_models", len(config.preferred_models)) and config.preferred_models:
         stored["preferred_models"] = {
             checker.provider(f"{path}.preferred_models[{written[:50]!r}]", written, names): checker.text(
                 f"{path}.preferred_models[{written[:50]!r}]", model, required=True
             )
             for written, model in config.preferred_models.items()
         }
-    if config.allowed_providers:
-        if len(config.allowed_providers) > _MAX_ENTRIES:
-            checker.refuse(f"{path}.allowed_providers", f"must be at most {_MAX_ENTRIES} entries")
+    if checker.few(f"{path}.allowed_providers", len(config.allowed_providers)) and config.allowed_providers:
         stored["allowed_providers"] = [
             checker.provider(f"{path}.allowed_providers[{position}]", written, names)
-            for position, written in enumerate(config.allowed_providers[:_MAX_ENTRIES])
+            for position, written in enumerate(config.allowed_providers)
         ]
-    if config.score_weights:
+    if checker.few(f"{path}.score_weights", len(config.score_weights)) and config.score_weights:
         stored["score_weights"] = _weights_from_proto(config, checker)
     return stored
 

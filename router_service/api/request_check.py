@@ -34,7 +34,8 @@ CompletionProto = pb.StreamCompletionRequest | pb.CompleteRequest
 T = TypeVar("T")
 
 MAX_MESSAGES = 1000
-MAX_TOOLS = 128
+MAX_TOOLS = 128  # and calls of tools in one message
+MAX_IMAGES = 500  # in one message: more than any vendor takes
 MAX_STOPS = 4
 MAX_LABELS = 16
 MAX_LABEL_KEY = 64
@@ -155,8 +156,9 @@ class RequestCheck(Checker):
         if role is None:
             self.refuse(f"{path}.role", "is required" if message.role == 0 else f"{message.role} is no Role")
             role = Role.USER
-        calls = tuple([self._tool_call(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls)])
-        if calls and role is not Role.ASSISTANT:
+        given = message.tool_calls if self.few(f"{path}.tool_calls", len(message.tool_calls), limit=MAX_TOOLS) else ()
+        calls = tuple([self._tool_call(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(given)])
+        if message.tool_calls and role is not Role.ASSISTANT:
             self.refuse(f"{path}.tool_calls", "belong into assistant messages only")
         if message.image_urls and role is not Role.USER:
             self.refuse(f"{path}.image_urls", "belong into user messages only")
@@ -165,9 +167,10 @@ class RequestCheck(Checker):
         if role is not Role.TOOL and message.tool_call_id:
             self.refuse(f"{path}.tool_call_id", "belongs into tool messages only")
         # A tool may well return nothing.
-        if not message.content and not calls and not message.image_urls and role is not Role.TOOL:
+        if not message.content and not message.tool_calls and not message.image_urls and role is not Role.TOOL:
             self.refuse(f"{path}.content", "is required")
-        for i, url in enumerate(message.image_urls):
+        images = message.image_urls if self.few(f"{path}.image_urls", len(message.image_urls), limit=MAX_IMAGES) else ()
+        for i, url in enumerate(images):
             if not _IMAGE_URL.fullmatch(url):
                 self.refuse(f"{path}.image_urls[{i}]", "must be an https URL or a base64 data URL of an image")
         return Message(
@@ -176,7 +179,7 @@ class RequestCheck(Checker):
             name=self.text(f"{path}.name", message.name, limit=MAX_LABEL_KEY),
             tool_calls=calls,
             tool_call_id=self.text(f"{path}.tool_call_id", message.tool_call_id),
-            image_urls=tuple(message.image_urls),
+            image_urls=tuple(images),
         )
 
     def _tool_call(self, path: str, call: completion.ToolCall) -> ToolCall:
@@ -206,7 +209,7 @@ class RequestCheck(Checker):
             self.refuse("sampling.max_output_tokens", f"must be at least 1, not {checked.max_output_tokens}")
         if len(checked.stop) > MAX_STOPS:
             self.refuse("sampling.stop", f"must be at most {MAX_STOPS} texts, not {len(checked.stop)}")
-        for i, stop in enumerate(checked.stop):
+        for i, stop in enumerate(checked.stop[:MAX_STOPS]):
             if not stop or "\0" in stop or len(stop) > MAX_NAME:
                 self.refuse(f"sampling.stop[{i}]", f"must be 1 to {MAX_NAME} characters without NUL")
         if checked.reasoning_effort not in _EFFORTS:

@@ -168,11 +168,11 @@ class ChatMessage(_message.Message):
     """The call that this message answers. Required for ROLE_TOOL."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Tool calls that the model made. Assistant messages only."""
+        """Tool calls that the model made, at most 128. Assistant messages only."""
 
     @_builtins.property
     def image_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Images for vision models: https or data URLs. User messages only."""
+        """Images for vision models, at most 500: https or data URLs. User messages only."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ Global___TokenVerdict: _TypeAlias = TokenVerdict  # noqa: Y015
 
 @_typing.final
 class InferenceConfig(_message.Message):
-    """How a tenant's requests are routed."""
+    """How a tenant's requests are routed. Lists and maps hold at most 64 entries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -310,7 +310,7 @@ class CreateTenantRequest(_message.Message):
 
     @_builtins.property
     def provider_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Catalogue or friendly name of a provider to the tenant's key there."""
+        """Catalogue or friendly name of a provider to the tenant's key there. At most 64 entries."""
 
     def __init__(
         self,
