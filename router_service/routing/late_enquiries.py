@@ -102,7 +102,8 @@ class LateEnquiries:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=wait_s)
             for patience in self._patience:
-                patience.reschedule(asyncio.get_running_loop().time())
+                if not patience.expired():
+                    patience.reschedule(asyncio.get_running_loop().time())
             await asyncio.gather(*self._tasks)
 
     def _start(self, question: _Question, wait_s: float) -> None:

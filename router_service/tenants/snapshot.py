@@ -90,8 +90,8 @@ class TenantSnapshot:
         What cannot be read is left alone, and said. Of a tenant in several files the latest is taken.
         """
         rows = [row for path in (*others, self._path) for row in _read(path)]
-        oldest_s = self._now_s() - self._max_age_s
-        young = [row for row in rows if row.confirmed_s >= oldest_s]
+        now_s = self._now_s()
+        young = [_not_later(row, now_s) for row in rows if row.confirmed_s >= now_s - self._max_age_s]
         kept: OrderedDict[UUID, _Kept] = OrderedDict()
         for row in young:
             known = kept.get(row.id)
@@ -108,7 +108,9 @@ class TenantSnapshot:
         kept = self._rows.get(tenant_id)
         if kept is None:
             return None
-        age_s = self._now_s() - kept.confirmed_s
+        now_s = self._now_s()
+        kept = self._rows[tenant_id] = _not_later(kept, now_s)
+        age_s = now_s - kept.confirmed_s
         return (kept.row(), age_s) if age_s <= self._max_age_s else None
 
     def keep(self, row: TenantRow, parsed: ParsedTenant) -> None:
@@ -144,7 +146,7 @@ class TenantSnapshot:
                 continue
             if versions.get(tenant_id) != kept.version:
                 self.forget(tenant_id)
-            elif now_s - kept.confirmed_s > self._max_age_s / _CONFIRMATION_STEP:
+            elif not 0 <= now_s - kept.confirmed_s <= self._max_age_s / _CONFIRMATION_STEP:
                 self._rows[tenant_id] = msgspec.structs.replace(kept, confirmed_s=now_s)
                 self._has_changed = True
 
@@ -245,6 +247,11 @@ class SnapshottedTenants:
         if not self._is_stale:
             self._is_stale = True
             _log.warning("tenants.served_from_snapshot", age_s=round(age_s), remedy="see to it that Postgres answers")
+
+
+def _not_later(kept: _Kept, now_s: float) -> _Kept:
+    """The row, confirmed now at the latest: where the clock was put back, it would else be young for ever."""
+    return kept if kept.confirmed_s <= now_s else msgspec.structs.replace(kept, confirmed_s=now_s)
 
 
 def _read(path: Path) -> list[_Kept]:

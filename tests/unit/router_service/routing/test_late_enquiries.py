@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
@@ -159,6 +160,20 @@ async def test_s7_a_router_that_stops_leaves_no_record_held() -> None:
     await stopping.router.drain(0.0)
 
     assert stopping.journal.held_back == {}
+    assert [late for _, late in stopping.journal.released] == [None]
+
+
+async def test_s7_a_router_that_stops_while_the_patience_with_a_provider_ends_stops_all_the_same() -> None:
+    settings = RoutingSettings(late_usage_first_delay_s=60.0, late_usage_wait_s=0.2, last_enquiry_s=0.1)
+    stopping = world(endless(), settings=settings)
+    await leave_after_content(stopping)
+
+    draining = asyncio.create_task(stopping.router.drain(0.0))
+    for _ in range(10):
+        await asyncio.sleep(0)  # it waits for the last counts now
+    time.sleep(0.4)  # noqa: ASYNC251 - a loop that is behind finds both times over at once
+    await draining
+
     assert [late for _, late in stopping.journal.released] == [None]
 
 

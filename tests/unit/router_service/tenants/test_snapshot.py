@@ -168,6 +168,28 @@ async def test_a_row_that_postgres_has_not_confirmed_for_too_long_is_served_no_m
     assert len(again) == 1
 
 
+@pytest.mark.parametrize("seen", ["at the start", "while it runs", "by Postgres"])
+async def test_a_clock_that_is_put_back_makes_no_row_younger_than_one_of_now(
+    tmp_path: Path, clock: Clock, reader: RowReader, seen: str
+) -> None:
+    kept = await written(tmp_path, clock, reader, row())
+    clock.now_s -= 100_000
+    if seen == "at the start":
+        kept = snapshot(tmp_path, clock)
+        kept.load()
+    elif seen == "by Postgres":
+        kept.confirm({ACME: 3}, [ACME])
+    else:
+        kept.find(ACME)
+
+    clock.now_s += 3500
+    found = kept.find(ACME)
+    assert found is not None
+    assert found[1] == 3500
+    clock.now_s += 200
+    assert kept.find(ACME) is None
+
+
 async def test_a_tenant_that_changed_or_went_is_forgotten(tmp_path: Path, clock: Clock, reader: RowReader) -> None:
     loaded = await written(tmp_path, clock, reader, row(ACME), row(GLOBEX), row(INITECH))
 
