@@ -1,12 +1,16 @@
-"""A completion: what the caller asks, what a provider says, and what the router tells the caller."""
+"""A completion: what the caller asks, what a provider says, and what the router tells the caller.
+
+All of them are Structs, for the reason that stands in `usage`; `msgspec.structs.replace` is what changes a copy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
+
+import msgspec
 
 from router_service.domain.usage import AttemptStatus, Funding, TokenUsage, UsageSource
 
@@ -49,8 +53,7 @@ class MidstreamFailurePolicy(StrEnum):
 # ── what the caller asks ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True):
     """A complete call of a tool. `arguments` is the model's own text and may be invalid JSON."""
 
     id: str
@@ -58,8 +61,7 @@ class ToolCall:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One message of the conversation."""
 
     role: Role
@@ -70,8 +72,7 @@ class Message:
     image_urls: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(msgspec.Struct, frozen=True):
     """A function that the model may call. `parameters_json_schema` is a valid JSON object text, or empty."""
 
     name: str
@@ -89,8 +90,7 @@ class ToolChoiceMode(StrEnum):
     NAMED = "named"
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(msgspec.Struct, frozen=True):
     """Which tool the model shall call; `name` only with NAMED."""
 
     mode: ToolChoiceMode
@@ -105,8 +105,7 @@ class ResponseFormatKind(StrEnum):
     JSON_SCHEMA = "json_schema"
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseFormat:
+class ResponseFormat(msgspec.Struct, frozen=True):
     """Form of the answer. `json_schema` is a valid JSON object text, only with JSON_SCHEMA."""
 
     kind: ResponseFormatKind
@@ -115,8 +114,7 @@ class ResponseFormat:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """Parameters of the model's sampling; None leaves one to the provider."""
 
     temperature: float | None = None
@@ -129,8 +127,7 @@ class Sampling:
     reasoning_effort: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
+class CompletionRequest(msgspec.Struct, frozen=True):
     """A completion that was checked at the boundary: nobody below `api` checks it again.
 
     `provider` is a catalogue name, already normalised. `estimated_tokens` is 0 when the caller gave none.
@@ -150,7 +147,7 @@ class CompletionRequest:
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     min_config_version: int = 0
     on_midstream_failure: MidstreamFailurePolicy = MidstreamFailurePolicy.FAIL
 
@@ -158,8 +155,7 @@ class CompletionRequest:
 # ── what a provider says ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaHeaders:
+class QuotaHeaders(msgspec.Struct, frozen=True):
     """What a provider's response headers say of the key's own limits; None where they say nothing."""
 
     remaining_requests: int | None = None
@@ -170,16 +166,14 @@ class QuotaHeaders:
     reset_tokens_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderAccepted:
+class ProviderAccepted(msgspec.Struct, frozen=True):
     """The provider answered 200 and its body begins. Not content yet. `response_id` is empty when no header has it."""
 
     quota: QuotaHeaders | None = None
     response_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderIdentified:
+class ProviderIdentified(msgspec.Struct, frozen=True):
     """The answer's first chunk says which it is and which model gives it; empty where it does not.
 
     Comes once, ahead of the content, so that an answer that breaks off is still known by both.
@@ -189,8 +183,7 @@ class ProviderIdentified:
     model: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(msgspec.Struct, frozen=True):
     """A part of a tool call; `id` and `name` only in the first part of a call."""
 
     index: int
@@ -199,8 +192,7 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ContentDelta:
+class ContentDelta(msgspec.Struct, frozen=True):
     """Content that arrived together. Never empty. Reasoning comes before text, and text before tool calls."""
 
     text: str = ""
@@ -208,8 +200,7 @@ class ContentDelta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderFinished:
+class ProviderFinished(msgspec.Struct, frozen=True):
     """The provider ended its answer with a valid finish reason. Always the last item of its stream.
 
     `usage` is None when the provider reported none. `model` is the one that answered; empty when it did not say.
@@ -229,8 +220,7 @@ ProviderItem = ProviderAccepted | ProviderIdentified | ContentDelta | ProviderFi
 # ── what the router tells the caller ──────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class RouteChosen:
+class RouteChosen(msgspec.Struct, frozen=True):
     """A candidate was chosen and is being called."""
 
     request_id: UUID
@@ -241,16 +231,14 @@ class RouteChosen:
     config_version: int
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedDelta:
+class IndexedDelta(msgspec.Struct, frozen=True):
     """Content on its way to the caller, numbered from 0 within the stream."""
 
     index: int
     content: ContentDelta
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRestarted:
+class StreamRestarted(msgspec.Struct, frozen=True):
     """Everything up to and including `discard_through_index` is void; attempt number `attempt` begins."""
 
     attempt: int
@@ -258,8 +246,7 @@ class StreamRestarted:
     discard_through_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptSummary:
+class AttemptSummary(msgspec.Struct, frozen=True):
     """One attempt as the caller may see it: no secret, no provider text."""
 
     attempt: int
@@ -273,8 +260,7 @@ class AttemptSummary:
     error_message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionResult:
+class CompletionResult(msgspec.Struct, frozen=True):
     """A completion that succeeded. `cost_usd` is None when no price is known, which is not the same as zero."""
 
     request_id: UUID
@@ -292,8 +278,7 @@ class CompletionResult:
     config_version: int
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionFailure:
+class CompletionFailure(msgspec.Struct, frozen=True):
     """What a failed completion tried and consumed; travels as detail of its error."""
 
     request_id: UUID

@@ -11,9 +11,11 @@ All values are immutable and take the time as an argument, in seconds of any ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from router_service.domain.errors import FailureKind, ProviderError
 
@@ -51,8 +53,7 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
-@dataclass(frozen=True, slots=True)
-class Breaker:
+class Breaker(msgspec.Struct, frozen=True):
     """Keeps requests from a route that fails, and lets one probe through now and then.
 
     Opens on 5 failures in a row, or on half of at least 20 attempts within 10 s. Stays open 5 s, then twice as long
@@ -120,9 +121,7 @@ class Breaker:
                 )
             return Breaker(last_success_at=now)
         fresh = self._window_at(now)
-        # Closed, so all but the window is as in the beginning; `replace` would take three times as long.
-        window = (fresh.window_start, fresh.window_attempts + 1, fresh.window_failures)
-        return Breaker(0, *window, last_success_at=now)
+        return replace(fresh, consecutive_failures=0, window_attempts=fresh.window_attempts + 1, last_success_at=now)
 
     def failed(self, now: float, *, began_at: float) -> Breaker:
         """An attempt failed by the provider's fault. One that began before the breaker opened tells nothing new."""
@@ -182,8 +181,7 @@ class Breaker:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RouteHealth:
+class RouteHealth(msgspec.Struct, frozen=True):
     """What was observed of a route. None means never observed. `error_rate` is that of `observed_at`; see `at`."""
 
     first_token_s: float | None = None
@@ -240,8 +238,7 @@ class RouteHealth:
 UNOBSERVED = RouteHealth()
 
 
-@dataclass(frozen=True, slots=True)
-class KeyTrouble:
+class KeyTrouble(msgspec.Struct, frozen=True):
     """The last 401, 402 or 429 of a key, `age_s` ago. It outlives the rest that it caused, and fades."""
 
     kind: FailureKind
@@ -254,8 +251,7 @@ class KeyTrouble:
         return min(1.0, max(0.0, self.age_s / lasts_s))
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(msgspec.Struct, frozen=True):
     """A key, or a key with a model, is left alone for a while. Until `asked_until` the provider itself wants it so."""
 
     kind: FailureKind

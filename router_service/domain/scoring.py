@@ -26,10 +26,11 @@ fresh data has a wider spread (0.05), so that now and then one is tried.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 from typing import NamedTuple
+
+import msgspec
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import TaskType
@@ -97,8 +98,7 @@ class Term(NamedTuple):
         return str(form).format(*arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What is known of a candidate when a request is ranked. None means unknown. `luck` runs from 0 to 1.
 
     `limit_remaining_ratio` is of the tenant's own limits, `key_remaining_ratio` of the key's at the provider. `trouble`
@@ -115,8 +115,7 @@ class Facts:
     luck: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(msgspec.Struct, frozen=True):
     """A candidate with its score and the terms that it is made of."""
 
     candidate: Candidate
@@ -206,8 +205,7 @@ def _score(
     return Scored(fact.candidate, weighted / total_weight if total_weight > 0 else 0.0, terms)
 
 
-@dataclass(frozen=True, slots=True)
-class _Preference:
+class _Preference(msgspec.Struct, frozen=True):
     preferred: str | None
     remaining_s: float | None
     is_strict: bool

@@ -6,8 +6,9 @@ Facts that change while requests run (breakers, cool-downs) are judged later, by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date
+
+import msgspec
 
 from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.catalog import ModelFacts, ProviderSpec
@@ -16,8 +17,7 @@ from router_service.domain.tenant import Credential, Tenant
 from router_service.domain.tokens import least_total_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True):
     """What a request asks of a candidate. `total_tokens` is prompt and completion together."""
 
     model: str | None = None
@@ -41,8 +41,7 @@ class Needs:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """The candidates in catalogue order, and everything that is out with its reason."""
 
     candidates: tuple[Candidate, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
 from decimal import Decimal
+
+import msgspec
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.completion import (
@@ -40,8 +41,7 @@ MIN_SECONDS_FOR_SPEED = 0.05
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptClocks:
+class AttemptClocks(msgspec.Struct, frozen=True):
     """Bounds of one attempt in seconds. `is_shortened`: the caller's deadline, not the provider's own bound, set
     `first_content_s`, so that running out of it proves nothing against the provider.
     """
@@ -53,30 +53,26 @@ class AttemptClocks:
     is_shortened: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(msgspec.Struct, frozen=True):
     """The provider finished its answer well."""
 
     finished: ProviderFinished
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The provider failed. `is_evidence`: it may be held against the provider or the key."""
 
     error: ProviderError
     is_evidence: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(msgspec.Struct, frozen=True):
     """We stopped it: the caller left, its deadline passed, or the router shuts down."""
 
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(msgspec.Struct, frozen=True):
     """A fault of our own broke it."""
 
 

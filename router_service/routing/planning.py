@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import date
 
 import msgspec
@@ -25,8 +24,7 @@ DETAILED = 3  # candidates of a decision that is kept, with the values of their 
 LISTED = 8  # candidates of a decision that is kept
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Whom to try, in this order, and who is out.
 
     `blocks` are candidates that only their recent failures keep out; `rejected_key` is the block that decides the

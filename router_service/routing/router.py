@@ -11,6 +11,8 @@ from datetime import UTC, date, datetime
 from typing import Any, Self
 from uuid import UUID
 
+import msgspec
+
 from router_service.domain.candidate import Candidate, Exclusion
 from router_service.domain.catalog import ProviderSpec
 from router_service.domain.completion import CompletionRequest, CompletionResult, RouterEvent, TaskType
@@ -59,8 +61,7 @@ class ProviderState:
     today: date
 
 
-@dataclass(frozen=True, slots=True)
-class _Accepted:
+class _Accepted(msgspec.Struct, frozen=True):
     """A request that will be served. Times are of the router's steady clock."""
 
     request: CompletionRequest

@@ -7,9 +7,11 @@ one provider of five that is 4 us instead of 25, for one with keys for all of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from router_service.domain.catalog import ProviderSpec
 from router_service.domain.selection import Needs, Selection, select

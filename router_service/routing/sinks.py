@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from router_service.domain.completion import (
     CompletionResult,
@@ -61,8 +62,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Restart:
+class _Restart(msgspec.Struct, frozen=True):
     attempt: int
     reason: str
 
@@ -187,8 +187,7 @@ class Handover:
             _wake(self._reader)
 
 
-@dataclass(frozen=True, slots=True)
-class WholeAnswer:
+class WholeAnswer(msgspec.Struct, frozen=True):
     """The content of a completion in one piece."""
 
     content: str

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from uuid import UUID, uuid4
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from router_service.domain.candidate import Candidate
@@ -264,7 +265,7 @@ def request(**changes: object) -> CompletionRequest:
     base = CompletionRequest(
         tenant_id=TENANT_ID, request_id=uuid4(), messages=(Message(Role.USER, "Say hello to the people."),)
     )
-    return replace(base, **changes)  # type: ignore[arg-type]  # tests name fields that exist
+    return replace(base, **changes)
 
 
 class World:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -114,7 +115,7 @@ async def test_a_provider_that_fails_before_content_is_replaced_unseen(
 async def test_an_empty_answer_is_one_where_a_stop_text_may_have_ended_it_before_its_first_word(wire: Wire) -> None:
     asked = wire.asking("ok?n=0")
 
-    result = await wire.result(replace(asked, sampling=Sampling(stop=("\n",))))
+    result = await wire.result(msgspec.structs.replace(asked, sampling=Sampling(stop=("\n",))))
 
     assert (result.provider, result.finish_reason) == ("first", FinishReason.STOP)
     assert [row.error_class for row in wire.journal.rows] == [""]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.catalog import ModelFacts
@@ -24,7 +25,7 @@ from tests.support.router_fakes import key, spec
 def facts(name: str, **changes: object) -> Facts:
     provider = spec(name)
     base = Facts(Candidate(provider, provider.facts(provider.default_model), key(name)))
-    return replace(base, **changes)  # type: ignore[arg-type]  # tests name fields that exist
+    return replace(base, **changes)
 
 
 def ranked(
@@ -104,7 +105,9 @@ def test_each_term_can_decide(better: dict[str, object], worse: dict[str, object
 
 def test_the_tenants_own_key_goes_before_the_operators() -> None:
     operators = facts("llm7")
-    operators = replace(operators, candidate=replace(operators.candidate, credential=key("x", Funding.SYSTEM_KEY)))
+    operators = replace(
+        operators, candidate=dataclasses.replace(operators.candidate, credential=key("x", Funding.SYSTEM_KEY))
+    )
 
     assert ranked(operators, facts("groq")) == ["groq", "llm7"]
 
@@ -113,9 +116,9 @@ def test_a_task_chooses_what_it_favours() -> None:
     strong = ModelFacts("strong", quality={"reasoning": 1.0, "chat": 0.6})
     quick = ModelFacts("quick", quality={"reasoning": 0.3, "chat": 0.5})
     slow_strong = facts("groq", health=RouteHealth(first_token_s=1.5, attempts=9))
-    slow_strong = replace(slow_strong, candidate=replace(slow_strong.candidate, model=strong))
+    slow_strong = replace(slow_strong, candidate=dataclasses.replace(slow_strong.candidate, model=strong))
     fast_weak = facts("llm7", health=RouteHealth(first_token_s=0.1, attempts=9))
-    fast_weak = replace(fast_weak, candidate=replace(fast_weak.candidate, model=quick))
+    fast_weak = replace(fast_weak, candidate=dataclasses.replace(fast_weak.candidate, model=quick))
 
     assert ranked(slow_strong, fast_weak, task=TaskType.REASONING)[0] == "groq"
     assert ranked(slow_strong, fast_weak, task=TaskType.CHAT)[0] == "llm7"
