@@ -75,7 +75,21 @@ def test_a_line_of_json_holds_level_time_name_and_fields() -> None:
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("something", "warning", "theirs")
 
 
-def test_the_request_id_of_the_call_and_bound_fields_are_on_each_line() -> None:
+def test_an_exception_is_an_error_with_its_traceback_and_none_leaves_no_trace() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    try:
+        explode("no")
+    except ValueError:
+        structlog.get_logger("ours").exception("failed")
+    structlog.get_logger("ours").info("went well", exc_info=None, stack_info=False)
+
+    failed, went_well = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (failed["level"], failed["exception"].splitlines()[-1]) == ("error", "ValueError: no")
+    assert not {"exc_info", "exception", "stack_info", "stack"} & {*failed.keys() - {"exception"}, *went_well}
+
+
+def test_the_request_id_of_the_call_is_on_each_line() -> None:
     stream = io.StringIO()
     configure_logging("info", "json", stream=stream)
 
@@ -83,13 +97,13 @@ def test_the_request_id_of_the_call_and_bound_fields_are_on_each_line() -> None:
 
     def serve() -> None:
         enter_call(Call("/x.Y/Z", "request-7", 0.0))
-        with structlog.contextvars.bound_contextvars(tenant="t"):
-            structlog.get_logger("ours").info("inside")
+        structlog.get_logger("ours").info("inside")
+        logging.getLogger("theirs").warning("inside too")
 
     contextvars.copy_context().run(serve)
 
-    line = json.loads(stream.getvalue())
-    assert (line["request_id"], line["tenant"]) == ("request-7", "t")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["request_id"] for line in lines] == ["request-7", "request-7"]
 
 
 def test_what_is_below_the_level_and_the_chatter_of_libraries_is_left_out(output: io.StringIO) -> None:
