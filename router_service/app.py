@@ -97,7 +97,8 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
         channel = await opened.enter_async_context(usage_channel(settings.usage_address))
         journal, router_id = _journal(settings, metrics, channel, opened)
         counter = await opened.enter_async_context(aclosing(TokenizerProcess()))
-        prices, limits = PriceCache(channel), LimitCache(channel, now_s=time.monotonic)
+        prices = PriceCache(channel, [(spec.name, model) for spec in catalog.values() for model in spec.models])
+        limits = LimitCache(channel, now_s=time.monotonic)
         router = Router(
             tenants=cache,
             providers=providers,

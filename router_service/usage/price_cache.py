@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from decimal import Decimal
 
 import grpc.aio
@@ -19,13 +20,16 @@ _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDE
 
 
 class PriceCache:
-    """Implements `routing.ports.Prices`. Call `refresh` now and then; nothing here ever waits on the request path."""
+    """Implements `routing.ports.Prices`. Call `refresh` now and then; nothing here ever waits on the request path.
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    `models`, each with its provider, are asked for from the beginning, all others once somebody has used them.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, models: Iterable[tuple[str, str]] = ()) -> None:
         self._stub = pricing_service_pb2_grpc.PricingServiceStub(channel)
         self._prices: dict[tuple[str, str], Price] = {}
         # Models that the book does not list: usage_service may know them from elsewhere. None: it does not either.
-        self._asked: OrderedDict[tuple[str, str], Price | None] = OrderedDict()
+        self._asked: OrderedDict[tuple[str, str], Price | None] = OrderedDict.fromkeys(models)
 
     def cost_usd(self, provider: str, model: str, usage: TokenUsage) -> Decimal | None:
         """See `routing.ports.Prices`."""
@@ -44,7 +48,8 @@ class PriceCache:
         """
         try:
             self._prices = await self._read_book()
-            for provider, model in [key for key, price in self._asked.items() if price is None]:
+            unknown = [key for key, price in self._asked.items() if price is None and self._listed(*key) is None]
+            for provider, model in unknown:
                 price = await self._ask(provider, model)
                 if (provider, model) in self._asked:  # else it gave way to a model asked for since
                     self._asked[provider, model] = price
@@ -56,7 +61,7 @@ class PriceCache:
             ) from error
 
     def _price(self, provider: str, model: str) -> Price | None:
-        price = self._prices.get((provider, model)) or self._prices.get((provider, ANY_MODEL))
+        price = self._listed(provider, model)
         if price is not None:
             return price
         key = (provider, model)
@@ -65,6 +70,9 @@ class PriceCache:
             if len(self._asked) > _MAX_ASKED:
                 self._asked.popitem(last=False)
         return self._asked[key]
+
+    def _listed(self, provider: str, model: str) -> Price | None:
+        return self._prices.get((provider, model)) or self._prices.get((provider, ANY_MODEL))
 
     async def _read_book(self) -> dict[tuple[str, str], Price]:
         book: dict[tuple[str, str], Price] = {}

@@ -43,6 +43,7 @@ class FakeUsageService(
         self.refused = 0  # batches that `failure` answered
         self.prices: list[pricing_service_pb2.Price] = []
         self.other_prices: dict[str, pricing_service_pb2.Price] = {}
+        self.prices_asked: list[str] = []
         self.status = quota_service_pb2.CheckRateLimitStatusResponse()
 
     @property
@@ -93,6 +94,7 @@ class FakeUsageService(
     async def CalculateCost(
         self, request: pricing_service_pb2.CalculateCostRequest, context: Any
     ) -> pricing_service_pb2.CalculateCostResponse:
+        self.prices_asked.append(request.model)
         price = self.other_prices.get(request.model)
         if price is None:
             return pricing_service_pb2.CalculateCostResponse(pricing_state=token_usage_pb2.PRICING_STATE_UNPRICED)

@@ -20,7 +20,7 @@ from turnpike_client.cli.routes import explain, providers
 from turnpike_client.cli.session import Session, target
 from turnpike_client.cli.tenants import tenants
 from turnpike_client.connection import DEFAULT_ROUTER, DEFAULT_USAGE
-from turnpike_client.errors import InvalidRequest, RateLimited, ServerUnreachable, TurnpikeError
+from turnpike_client.errors import AllTargetsFailed, InvalidRequest, RateLimited, ServerUnreachable, TurnpikeError
 
 EXIT_REFUSED = 1
 EXIT_NO_SERVER = 3
@@ -45,10 +45,11 @@ class Program(click.Group):
 def describe(error: TurnpikeError) -> str:
     """A failure in one line: what is wrong, what was tried, and what to quote when asking for help."""
     parts = [_problem(error)]
-    parts += [
-        f"attempt {attempt.number} {attempt.provider} {attempt.model}: {attempt.error_class or attempt.status}"
-        for attempt in error.attempts
-    ]
+    if not isinstance(error, AllTargetsFailed):  # whose message lists them
+        parts += [
+            f"attempt {attempt.number} {attempt.provider} {attempt.model}: {attempt.error_class or attempt.status}"
+            for attempt in error.attempts
+        ]
     if isinstance(error, ServerUnreachable):
         parts.append("start it with `make run`, or name another with --router or --usage")
     elif error.request_id:
@@ -64,7 +65,12 @@ def _problem(error: TurnpikeError) -> str:
     return error.message
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 refused, failed, or the books do not balance; 2 wrong usage; 3 no server; 130"
+    " interrupted.",
+)
 @click.option(
     "--router",
     envvar="TURNPIKE_ROUTER",

@@ -93,6 +93,27 @@ async def test_an_answer_that_breaks_off_keeps_what_came_and_says_so_on_stderr(
     assert line.startswith("turnpike: the provider broke off; attempt 1 groq m: stream_broken; request ")
 
 
+async def test_attempts_that_the_message_lists_are_not_listed_twice(turnpike: FakeTurnpike, run: Run) -> None:
+    attempt = Attempt(
+        1, "groq", "m", Funding.TENANT_KEY, UsageStatus.ERROR, "overloaded", "", timedelta(seconds=1), "e"
+    )
+    failure = Failure(
+        "UNAVAILABLE",
+        "every attempt failed: groq (m): the provider is overloaded",
+        reason="ALL_TARGETS_FAILED",
+        attempts=(attempt,),
+    )
+    turnpike.replies.append(Reply(chunks=(), failure=failure))
+
+    result = await run("chat", "--tenant", TENANT, "Hi")
+
+    assert result.stderr.startswith("turnpike: every attempt failed: groq (m): the provider is overloaded; request ")
+
+
+async def test_the_help_tells_what_the_exit_codes_mean(run: Run) -> None:
+    assert "Exit codes: 0 done; 1 refused" in (await run("--help")).stdout
+
+
 async def test_every_bad_field_is_named_in_one_line(turnpike: FakeTurnpike, run: Run) -> None:
     violations = (FieldViolation("tenant_id", "is no UUID"), FieldViolation("model", "is empty"))
     failure = Failure("INVALID_ARGUMENT", "bad", reason="INVALID_REQUEST", field_violations=violations)

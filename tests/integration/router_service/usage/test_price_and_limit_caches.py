@@ -75,6 +75,20 @@ async def test_a_model_outside_the_book_is_asked_for_once_somebody_used_it(
     assert prices.usd_per_million("groq", "new") == (Decimal(2), Decimal(2))
 
 
+async def test_the_models_of_the_catalogue_have_their_prices_before_anybody_uses_them(
+    service: FakeUsageService, channel: grpc.aio.Channel
+) -> None:
+    service.prices = [price("local", "*", "0")]
+    service.other_prices = {"new": price("groq", "new", "2")}
+    prices = PriceCache(channel, [("groq", "new"), ("groq", "nobody knows"), ("local", "default")])
+
+    await prices.refresh()
+
+    assert prices.usd_per_million("groq", "new") == (Decimal(2), Decimal(2))
+    assert prices.usd_per_million("groq", "nobody knows") is None
+    assert service.prices_asked == ["new", "nobody knows"]
+
+
 async def test_s1_without_usage_service_the_last_good_prices_stay(
     service: FakeUsageService, channel: grpc.aio.Channel
 ) -> None:

@@ -29,11 +29,22 @@ GRPC_VERSION: str
 class RouterServiceStub:
     """Routes a tenant's completion to the best provider and fails over when it must.
 
-    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike":
-    INVALID_ARGUMENT with `BadRequest` for bad fields; NOT_FOUND `UNKNOWN_TENANT`; FAILED_PRECONDITION
-    `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
-    `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
-    carries `CompletionFailure` with its attempts.
+    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike". A failed completion also carries
+    `CompletionFailure` with its attempts, and what may be sent again `RetryInfo`.
+
+    INVALID_ARGUMENT: `INVALID_REQUEST` with `BadRequest` for bad fields; `CONTEXT_LENGTH`, too long for every usable model;
+    `REQUEST_TOO_LARGE`, for the tier of the key; `PROVIDER_REFUSED_REQUEST`; `CONTENT_REFUSED`.
+    NOT_FOUND: `UNKNOWN_TENANT`.
+    FAILED_PRECONDITION: `TENANT_CONFIG_INVALID`; `NO_PROVIDER`; `PROVIDER_KEY_REJECTED`, also for a missing key or an empty
+    account.
+    ABORTED: `REQUEST_IN_FLIGHT`, while a request with the same id is running.
+    RESOURCE_EXHAUSTED: `RATE_LIMITED` by providers or by Turnpike, then with `QuotaFailure`; `OVERLOADED`; `JOURNAL_FULL`.
+    UNAVAILABLE: `ALL_TARGETS_FAILED`; `STREAM_INTERRUPTED`, after content; `SHUTTING_DOWN`; `JOURNAL_DAMAGED`;
+    `CONFIG_UNAVAILABLE`, while Postgres is away; `CONFIG_VERSION_BEHIND`, where `min_config_version` asks for a newer one.
+    DEADLINE_EXCEEDED: `DEADLINE_EXCEEDED`; `DEADLINE_TOO_SHORT`, on arrival; `SERVER_CAP`.
+    CANCELLED: `READER_TOO_SLOW`, when nothing was read for 30 s.
+    INVALID_ARGUMENT, at every service: `MALFORMED_REQUEST` and `NO_REQUEST`, for what is no message or none at all.
+    INTERNAL: a fault of ours; the message has a reference for the log, and nothing else.
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
@@ -62,11 +73,22 @@ class RouterServiceStub:
 class RouterServiceAsyncStub(RouterServiceStub):
     """Routes a tenant's completion to the best provider and fails over when it must.
 
-    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike":
-    INVALID_ARGUMENT with `BadRequest` for bad fields; NOT_FOUND `UNKNOWN_TENANT`; FAILED_PRECONDITION
-    `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
-    `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
-    carries `CompletionFailure` with its attempts.
+    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike". A failed completion also carries
+    `CompletionFailure` with its attempts, and what may be sent again `RetryInfo`.
+
+    INVALID_ARGUMENT: `INVALID_REQUEST` with `BadRequest` for bad fields; `CONTEXT_LENGTH`, too long for every usable model;
+    `REQUEST_TOO_LARGE`, for the tier of the key; `PROVIDER_REFUSED_REQUEST`; `CONTENT_REFUSED`.
+    NOT_FOUND: `UNKNOWN_TENANT`.
+    FAILED_PRECONDITION: `TENANT_CONFIG_INVALID`; `NO_PROVIDER`; `PROVIDER_KEY_REJECTED`, also for a missing key or an empty
+    account.
+    ABORTED: `REQUEST_IN_FLIGHT`, while a request with the same id is running.
+    RESOURCE_EXHAUSTED: `RATE_LIMITED` by providers or by Turnpike, then with `QuotaFailure`; `OVERLOADED`; `JOURNAL_FULL`.
+    UNAVAILABLE: `ALL_TARGETS_FAILED`; `STREAM_INTERRUPTED`, after content; `SHUTTING_DOWN`; `JOURNAL_DAMAGED`;
+    `CONFIG_UNAVAILABLE`, while Postgres is away; `CONFIG_VERSION_BEHIND`, where `min_config_version` asks for a newer one.
+    DEADLINE_EXCEEDED: `DEADLINE_EXCEEDED`; `DEADLINE_TOO_SHORT`, on arrival; `SERVER_CAP`.
+    CANCELLED: `READER_TOO_SLOW`, when nothing was read for 30 s.
+    INVALID_ARGUMENT, at every service: `MALFORMED_REQUEST` and `NO_REQUEST`, for what is no message or none at all.
+    INTERNAL: a fault of ours; the message has a reference for the log, and nothing else.
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in
@@ -91,11 +113,22 @@ class RouterServiceAsyncStub(RouterServiceStub):
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Routes a tenant's completion to the best provider and fails over when it must.
 
-    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike":
-    INVALID_ARGUMENT with `BadRequest` for bad fields; NOT_FOUND `UNKNOWN_TENANT`; FAILED_PRECONDITION
-    `TENANT_CONFIG_INVALID`, `NO_PROVIDER` or `PROVIDER_KEY_REJECTED`; RESOURCE_EXHAUSTED `RATE_LIMITED` with
-    `RetryInfo`; UNAVAILABLE `ALL_TARGETS_FAILED` or `STREAM_INTERRUPTED`; DEADLINE_EXCEEDED. A failed completion also
-    carries `CompletionFailure` with its attempts.
+    Every error carries `google.rpc.ErrorInfo` with a reason of domain "turnpike". A failed completion also carries
+    `CompletionFailure` with its attempts, and what may be sent again `RetryInfo`.
+
+    INVALID_ARGUMENT: `INVALID_REQUEST` with `BadRequest` for bad fields; `CONTEXT_LENGTH`, too long for every usable model;
+    `REQUEST_TOO_LARGE`, for the tier of the key; `PROVIDER_REFUSED_REQUEST`; `CONTENT_REFUSED`.
+    NOT_FOUND: `UNKNOWN_TENANT`.
+    FAILED_PRECONDITION: `TENANT_CONFIG_INVALID`; `NO_PROVIDER`; `PROVIDER_KEY_REJECTED`, also for a missing key or an empty
+    account.
+    ABORTED: `REQUEST_IN_FLIGHT`, while a request with the same id is running.
+    RESOURCE_EXHAUSTED: `RATE_LIMITED` by providers or by Turnpike, then with `QuotaFailure`; `OVERLOADED`; `JOURNAL_FULL`.
+    UNAVAILABLE: `ALL_TARGETS_FAILED`; `STREAM_INTERRUPTED`, after content; `SHUTTING_DOWN`; `JOURNAL_DAMAGED`;
+    `CONFIG_UNAVAILABLE`, while Postgres is away; `CONFIG_VERSION_BEHIND`, where `min_config_version` asks for a newer one.
+    DEADLINE_EXCEEDED: `DEADLINE_EXCEEDED`; `DEADLINE_TOO_SHORT`, on arrival; `SERVER_CAP`.
+    CANCELLED: `READER_TOO_SLOW`, when nothing was read for 30 s.
+    INVALID_ARGUMENT, at every service: `MALFORMED_REQUEST` and `NO_REQUEST`, for what is no message or none at all.
+    INTERNAL: a fault of ours; the message has a reference for the log, and nothing else.
 
     A saturated router refuses a completion at once whose deadline is sooner than completions take at present:
     RESOURCE_EXHAUSTED `OVERLOADED` with `RetryInfo`. The metadata `x-turnpike-priority` moves that line: `high` is let in

@@ -29,6 +29,10 @@ class TenantServiceStub:
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     def __init__(self, channel):
@@ -83,6 +87,10 @@ class TenantServiceServicer:
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     def CreateTenant(self, request, context):
@@ -196,6 +204,10 @@ class TenantService:
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     @staticmethod

@@ -30,6 +30,10 @@ class TenantServiceStub:
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     @_typing.overload
@@ -58,6 +62,10 @@ class TenantServiceAsyncStub(TenantServiceStub):
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,6 +90,10 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
     """Administers tenants. A change reaches every router within a second.
 
     No answer ever holds a provider key: only its last four characters and a fingerprint.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_TENANT`; ALREADY_EXISTS `TENANT_EXISTS`; ABORTED
+    `CONFIG_VERSION_MOVED`; FAILED_PRECONDITION `TENANT_CONFIG_INVALID`, `PROVIDER_KEY_MISSING`, or `PROVIDER_KEY_UNUSABLE` for one
+    that cannot be opened; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     @_abc_1.abstractmethod

@@ -52,7 +52,7 @@ class AuditServiceServicer:
         Works through the tenants, each on snapshots of its own, so that it is right while events arrive; how long it may
         take is bounded by the deadline and by 20 seconds. What is left over is verified by calling again with
         `next_page_token`; the counts of all pages add up. INVALID_ARGUMENT for a bad window, tenant or token;
-        RESOURCE_EXHAUSTED with reason AUDIT_BUSY while two others are verified.
+        RESOURCE_EXHAUSTED with reason `AUDIT_BUSY` while two others are verified.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class AuditServiceStub:
     Works through the tenants, each on snapshots of its own, so that it is right while events arrive; how long it may
     take is bounded by the deadline and by 20 seconds. What is left over is verified by calling again with
     `next_page_token`; the counts of all pages add up. INVALID_ARGUMENT for a bad window, tenant or token;
-    RESOURCE_EXHAUSTED with reason AUDIT_BUSY while two others are verified.
+    RESOURCE_EXHAUSTED with reason `AUDIT_BUSY` while two others are verified.
     """
 
 @_typing.type_check_only
@@ -53,7 +53,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     Works through the tenants, each on snapshots of its own, so that it is right while events arrive; how long it may
     take is bounded by the deadline and by 20 seconds. What is left over is verified by calling again with
     `next_page_token`; the counts of all pages add up. INVALID_ARGUMENT for a bad window, tenant or token;
-    RESOURCE_EXHAUSTED with reason AUDIT_BUSY while two others are verified.
+    RESOURCE_EXHAUSTED with reason `AUDIT_BUSY` while two others are verified.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -70,7 +70,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         Works through the tenants, each on snapshots of its own, so that it is right while events arrive; how long it may
         take is bounded by the deadline and by 20 seconds. What is left over is verified by calling again with
         `next_page_token`; the counts of all pages add up. INVALID_ARGUMENT for a bad window, tenant or token;
-        RESOURCE_EXHAUSTED with reason AUDIT_BUSY while two others are verified.
+        RESOURCE_EXHAUSTED with reason `AUDIT_BUSY` while two others are verified.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

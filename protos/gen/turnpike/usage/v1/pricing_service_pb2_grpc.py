@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class PricingServiceStub:
     """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
     """
 
     def __init__(self, channel):
@@ -69,6 +73,10 @@ class PricingServiceStub:
 
 class PricingServiceServicer:
     """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
     """
 
     def CalculateCost(self, request, context):
@@ -161,6 +169,10 @@ def add_PricingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PricingService:
     """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
     """
 
     @staticmethod

@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PricingServiceStub:
-    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -55,7 +60,12 @@ class PricingServiceStub:
 
 @_typing.type_check_only
 class PricingServiceAsyncStub(PricingServiceStub):
-    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CalculateCost: _aio.UnaryUnaryMultiCallable[_pricing_service_pb2.CalculateCostRequest, _pricing_service_pb2.CalculateCostResponse]  # type: ignore[assignment]
@@ -79,7 +89,12 @@ class PricingServiceAsyncStub(PricingServiceStub):
     """Lists what `Reprice` has changed of a tenant's usage, newest usage first."""
 
 class PricingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings."""
+    """Answers what tokens cost, and corrects it. All prices are US dollars per million tokens, as decimal strings.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; ALREADY_EXISTS `PRICE_DIFFERS`; FAILED_PRECONDITION
+    `LEDGER_UNBALANCED`, where rollups are missing that a correction would change; RESOURCE_EXHAUSTED `LEDGER_BUSY`; UNAVAILABLE
+    `DATABASE_UNAVAILABLE`.
+    """
 
     @_abc_1.abstractmethod
     def CalculateCost(

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class QuotaServiceStub:
     """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     def __init__(self, channel):
@@ -64,6 +67,9 @@ class QuotaServiceStub:
 
 class QuotaServiceServicer:
     """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     def CheckRateLimitStatus(self, request, context):
@@ -142,6 +148,9 @@ def add_QuotaServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
     """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
     """
 
     @staticmethod

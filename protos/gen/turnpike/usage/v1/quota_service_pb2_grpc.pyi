@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -52,7 +56,11 @@ class QuotaServiceStub:
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckRateLimitStatus: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.CheckRateLimitStatusRequest, _quota_service_pb2.CheckRateLimitStatusResponse]  # type: ignore[assignment]
@@ -73,7 +81,11 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers whether a tenant is near a limit, and keeps the tenants' own limits."""
+    """Answers whether a tenant is near a limit, and keeps the tenants' own limits.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; NOT_FOUND `UNKNOWN_LIMIT`; FAILED_PRECONDITION `TOO_MANY_LIMITS`, or
+    `LIMIT_INVALID` for one that somebody wrote into the table and that cannot be used; UNAVAILABLE `DATABASE_UNAVAILABLE`.
+    """
 
     @_abc_1.abstractmethod
     def CheckRateLimitStatus(

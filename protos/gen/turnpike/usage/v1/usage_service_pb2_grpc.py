@@ -29,6 +29,11 @@ class UsageServiceStub:
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     def __init__(self, channel):
@@ -88,6 +93,11 @@ class UsageServiceServicer:
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     def RecordUsage(self, request, context):
@@ -227,6 +237,11 @@ class UsageService:
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     @staticmethod

@@ -30,6 +30,11 @@ class UsageServiceStub:
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     @_typing.overload
@@ -78,6 +83,11 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -122,6 +132,11 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores usage events exactly once and answers what was used, what it cost and what failed.
 
     Windows are half open: an event at `start_time` is inside, one at `end_time` is not. Money is a decimal string in US dollars.
+
+    Reasons of errors: INVALID_ARGUMENT `INVALID_REQUEST`; FAILED_PRECONDITION `REPORT_TOO_LARGE`, `STEP_TOO_FINE`;
+    RESOURCE_EXHAUSTED `LEDGER_BUSY`, `TOO_MANY_WATCHERS`; UNAVAILABLE `DATABASE_UNAVAILABLE`. Of single events in a batch:
+    INVALID_ARGUMENT `INVALID_REQUEST`, ALREADY_EXISTS `EVENT_CONFLICT`, ABORTED `EVENT_NOT_STORED`. What may be sent again
+    carries `RetryInfo`.
     """
 
     @_abc_1.abstractmethod
