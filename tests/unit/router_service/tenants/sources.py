@@ -24,6 +24,7 @@ class FakeSource:
     def __init__(self) -> None:
         self.stored: dict[UUID, Tenant | ServiceError] = {}
         self.reads = 0
+        self.compared: list[int] = []  # tenants in each question about versions
         self.away = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -40,7 +41,9 @@ class FakeSource:
         return found
 
     async def versions(self, tenant_ids: list[UUID]) -> Mapping[UUID, int]:
-        return {key: entry.version for key, entry in self.stored.items() if isinstance(entry, Tenant)}
+        self.compared.append(len(tenant_ids))
+        asked = {tenant_id: self.stored.get(tenant_id) for tenant_id in tenant_ids}
+        return {key: entry.version for key, entry in asked.items() if isinstance(entry, Tenant)}
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 from router_service.domain.tenant import Tenant
 from router_service.tenants.cache import TenantCache
 from service_runtime.errors import Category, ServiceError
-from tests.unit.router_service.tenants.sources import ACME, FakeSource, settle
+from tests.unit.router_service.tenants.sources import ACME, Clock, FakeSource, cache_over, settle
 
 
 async def test_a_notified_change_is_seen_by_the_next_request(cache: TenantCache, source: FakeSource) -> None:
@@ -85,6 +85,25 @@ async def test_the_poll_finds_a_change_that_no_notification_told(cache: TenantCa
     await cache.poll_versions()
 
     assert (await cache.get(ACME)).version == 2
+
+
+async def test_the_poll_compares_many_tenants_part_by_part_and_finds_what_changed_in_any(
+    source: FakeSource, clock: Clock
+) -> None:
+    cache = cache_over(source, clock, max_entries=5_000)
+    tenants = [UUID(int=number) for number in range(1, 2_501)]
+    for tenant_id in tenants:
+        source.put(tenant_id, 1)
+        await cache.get(tenant_id)
+    changed = tenants[0], tenants[1_200], tenants[-1]
+    for tenant_id in changed:
+        source.put(tenant_id, 2)
+
+    await cache.poll_versions()
+
+    assert source.compared == [1_000, 1_000, 500]
+    assert [(await cache.get(tenant_id)).version for tenant_id in changed] == [2, 2, 2]
+    assert source.reads == len(tenants) + len(changed)
 
 
 @pytest.mark.parametrize("payload", ["", "nonsense", f"{ACME} x", "all all"])

@@ -270,3 +270,26 @@ async def test_a_tenant_that_postgres_says_is_gone_or_broken_is_not_served_from_
     stored.answer = AWAY
     with pytest.raises(ServiceError, match="away"):
         await tenants.tenant(ACME)
+
+
+async def test_reading_rows_that_have_not_changed_writes_nothing_but_now_and_then_that_they_were_confirmed(
+    tmp_path: Path, clock: Clock, reader: RowReader
+) -> None:
+    loaded = await written(tmp_path, clock, reader, row(ACME), row(GLOBEX))
+    writes, file = [], tmp_path / FILE_NAME
+    same = {tenant_id: found[0] for tenant_id in (ACME, GLOBEX) if (found := loaded.find(tenant_id))}
+
+    for minute in range(10):  # the age is an hour here, and a confirmation is worth writing after 150 s
+        before = file.stat().st_ino
+        clock.now_s += 60
+        for again in same.values():
+            loaded.keep(again, reader.read(again))
+        await loaded.save()
+        if file.stat().st_ino != before:
+            writes.append(minute)
+
+    assert writes == [2, 5, 8]
+    loaded.keep(row(ACME, version=4), reader.read(row(ACME, version=4)))
+    before = file.stat().st_ino
+    await loaded.save()
+    assert file.stat().st_ino != before
