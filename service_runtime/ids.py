@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Callable
 
 import uuid_utils
 from asyncpg.pgproto import pgproto
 
-_UNIX_MS_SHIFT = 80
+_NS_PER_MS = 1_000_000
+_TIME_BYTES = 6
+_MAX_AHEAD_NS = 1_000_000_000
 
 
-def uuid7() -> uuid.UUID:
-    """A new id, a quick one. Within this process each is greater than the one before, also within a millisecond."""
-    return pgproto.UUID(uuid_utils.uuid7().bytes)
+def uuid7(now_ns: Callable[[], int] = time.time_ns) -> uuid.UUID:
+    """A new id, a quick one. Within this process each is greater than the one before, also within a millisecond.
+
+    Not so when the clock (`now_ns`, since 1970) was put back by more than a second: to keep the order, ids would stay
+    at the latest time that it ever had until it comes there again, and an id's time is when something was used.
+    """
+    made = uuid_utils.uuid7().bytes
+    now = now_ns()
+    if int.from_bytes(made[:_TIME_BYTES]) * _NS_PER_MS - now > _MAX_AHEAD_NS:
+        made = uuid_utils.uuid7(nanoseconds=now).bytes
+    return pgproto.UUID(made)
 
 
 def quick(value: uuid.UUID) -> uuid.UUID:
@@ -26,15 +38,3 @@ def quick(value: uuid.UUID) -> uuid.UUID:
 def uuid7_text() -> str:
     """A new id for whoever only writes it down, without the object in between."""
     return str(uuid_utils.uuid7())
-
-
-def is_uuid7(value: uuid.UUID) -> bool:
-    """Whether `value` is of the standard variant and version 7, and so holds a time."""
-    return value.variant == uuid.RFC_4122 and value.version == 7
-
-
-def uuid7_unix_ms(value: uuid.UUID) -> int:
-    """The milliseconds since 1970 inside `value`. Raises ValueError when it is not a UUIDv7."""
-    if not is_uuid7(value):
-        raise ValueError(f"{value} is not a UUIDv7, it holds no time")
-    return value.int >> _UNIX_MS_SHIFT

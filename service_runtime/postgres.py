@@ -174,11 +174,6 @@ class translated_failures:  # noqa: N801 - used as a statement, like contextlib.
             raise _unavailable(error) from error
 
 
-def is_connection_failure(error: BaseException) -> bool:
-    """Whether `error` says that the database is away, rather than that a statement is wrong."""
-    return isinstance(error, CONNECTION_FAILURES)
-
-
 def _unavailable(error: BaseException) -> ServiceError:
     # The type alone: asyncpg's messages can hold the address, the user and parts of statements.
     return ServiceError(

@@ -189,7 +189,7 @@ def _model_exclusion(  # noqa: PLR0911 - a table, one return a row
             spec,
             model.name,
             "MODEL_RETIRED",
-            f"retired on {model.retirement_date}: use {spec.default_model} or another",
+            f"retired on {model.retirement_date}: use {_living_model(spec, today)}",
         )
     if needs.tools and model.supports_tools is False:
         return _out(spec, model.name, "NO_TOOLS", "the model calls no tools")
@@ -206,6 +206,12 @@ def _model_exclusion(  # noqa: PLR0911 - a table, one return a row
             f"the request needs about {needs.total_tokens} tokens, the context window holds {window}",
         )
     return None
+
+
+def _living_model(spec: ProviderSpec, today: date) -> str:
+    if spec.facts(spec.default_model).is_retired(today):
+        return "another that the provider serves"
+    return f"{spec.default_model} or another"
 
 
 def _out(spec: ProviderSpec, model: str, reason: str, explanation: str) -> Exclusion:

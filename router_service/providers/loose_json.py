@@ -61,11 +61,6 @@ def count_of(value: object) -> int | None:
     return int(number) if number is not None and 0 <= number <= MAX_TOKENS else None
 
 
-def index_of(value: object) -> int | None:
-    """`value` as a position in a list, or None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31 else None
-
-
 def usd_of(value: object) -> Decimal | None:
     """`value` as an amount in US dollars, or None when it is no credible one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):

@@ -33,6 +33,7 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _MAX_ERROR_BODY_BYTES: Final = 64 << 10
 _ERROR_BODY_TIME_S: Final = 2.0  # a body that is slower than this is not worth waiting for: the status is known
 _KEY_CHECK_TIME_S: Final = 10.0
+_KEY_CHECKS_AT_ONCE: Final = 8  # they share the connections with completions, and must not take them all
 _ANSWERS_ANYBODY: Final = "the provider answers without a key too: that it takes this one says nothing"
 # What a provider may say to a request without a key. All else is a failure, and tells nothing.
 _REFUSALS: Final = frozenset(
@@ -51,6 +52,7 @@ class OpenAiProvider:
         self._transport = transport
         self._vendor = vendor
         self._now_unix_s = now_unix_s
+        self._key_checks = asyncio.Semaphore(_KEY_CHECKS_AT_ONCE)
         self._last_url = ("", httpx.URL())  # nearly every request of a provider goes to the same one
         common = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **vendor.headers}
         self._headers: Final[Mapping[str, httpx.Headers]] = {  # by method
@@ -110,7 +112,7 @@ class OpenAiProvider:
             return KeyVerdict.UNKNOWN, self._vendor.key_check_gap
         url = base_url.rstrip("/") + self._vendor.key_check_path
         try:
-            async with asyncio.timeout(_KEY_CHECK_TIME_S):
+            async with asyncio.timeout(_KEY_CHECK_TIME_S), self._key_checks:
                 explanation = self._vendor.explain_valid_key(await self._looked_up(url, credential))
                 if await self._answers_anybody(url):
                     return KeyVerdict.UNKNOWN, _ANSWERS_ANYBODY

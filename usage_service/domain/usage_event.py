@@ -203,11 +203,6 @@ def validate(event: ReportedEvent, accepted: Acceptance) -> UsageEvent | tuple[V
     )
 
 
-def usage_time_of(event_id: UUID) -> datetime:
-    """The millisecond in a UUIDv7."""
-    return _instant(event_id.int >> 80)
-
-
 def _instant(unix_ms: int) -> datetime:
     # By place: with `milliseconds=` the sum takes half as long again.
     return _EPOCH + timedelta(0, unix_ms // 1_000, unix_ms % 1_000 * 1_000)

@@ -125,10 +125,6 @@ class Tile:
     start: datetime
     end: datetime
 
-    @property
-    def bucket_count(self) -> int:
-        return (self.end - self.start) // self.grain.value
-
 
 def answerable(window: Window, kept: KeptGrains) -> Window:
     """The smallest window around `window` whose edges the kept rollups can cut."""

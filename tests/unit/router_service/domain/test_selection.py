@@ -169,6 +169,21 @@ def test_a_model_serves_until_the_day_it_retires() -> None:
 
 
 @pytest.mark.parametrize(
+    ("default", "remedy"),
+    [
+        (ModelFacts("groq-model"), "use groq-model or another"),
+        (ModelFacts("groq-model", retirement_date=TODAY), "use another that the provider serves"),
+    ],
+)
+def test_no_retired_model_is_proposed_in_place_of_one(default: ModelFacts, remedy: str) -> None:
+    provider = spec("groq", models={"old": RETIRED, "groq-model": default})
+
+    selection = chosen(tenant(keys=["groq"]), Needs(model="old"), provider)
+
+    assert [out.explanation for out in selection.exclusions] == [f"retired on {TODAY}: {remedy}"]
+
+
+@pytest.mark.parametrize(
     ("facts", "needs", "reason"),
     [
         (ModelFacts("groq-model", supports_tools=False), Needs(tools=True), "NO_TOOLS"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -41,3 +43,23 @@ async def test_only_a_rejection_makes_a_key_bad(with_key: int) -> None:
 
 async def test_a_rejected_key_is_bad() -> None:
     assert (await verdict_of(with_key=401, without=401))[0] is KeyVerdict.INVALID
+
+
+async def test_a_flood_of_checks_leaves_the_connections_to_completions() -> None:
+    running, most = 0, 0
+
+    async def respond(_: httpx.Request) -> httpx.Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running -= 1
+        return httpx.Response(401, json={"error": "Unauthorized"})
+
+    provider = OpenAiProvider(httpx.MockTransport(respond), VENDORS["groq"])
+
+    verdicts = await asyncio.gather(*(provider.verify_key(URL, credential()) for _ in range(100)))
+
+    assert {verdict for verdict, _ in verdicts} == {KeyVerdict.INVALID}
+    assert most == 8
