@@ -294,7 +294,7 @@ class RequestCheck(Checker):
 
     def _json_object(self, path: str, text: str) -> None:
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_json)
         except ValueError as error:
             self.refuse(path, f"is no JSON text: {error}" if text else "is required: a JSON Schema as a JSON text")
         except RecursionError:
@@ -302,6 +302,11 @@ class RequestCheck(Checker):
         else:
             if not isinstance(value, dict):
                 self.refuse(path, "must be a JSON object")
+
+
+def _no_json(word: str) -> None:
+    # Python reads NaN and the infinities; the text goes to the provider as it is, and nobody else does.
+    raise ValueError(f"{word} is no JSON value")
 
 
 def _optional(message: ProtoMessage, field: str, value: T) -> T | None:

@@ -164,6 +164,7 @@ CASES: list[tuple[dict[str, object], str]] = [
     ({"tools": [completion.Tool(name="find it")]}, "tools[0].name"),
     ({"tools": [completion.Tool(name="f", parameters_json_schema="[1]")]}, "tools[0].parameters_json_schema"),
     ({"tools": [completion.Tool(name="f", parameters_json_schema="{")]}, "tools[0].parameters_json_schema"),
+    ({"tools": [completion.Tool(name="f", parameters_json_schema='{"a":NaN}')]}, "tools[0].parameters_json_schema"),
     ({"tool_choice": completion.ToolChoice(mode=completion.ToolChoice.MODE_NAMED, name="f")}, "tool_choice.name"),
     ({"tool_choice": completion.ToolChoice(mode=completion.ToolChoice.MODE_REQUIRED)}, "tool_choice.mode"),
     ({"tool_choice": completion.ToolChoice(mode=9)}, "tool_choice.mode"),  # type: ignore[arg-type]  # from the future

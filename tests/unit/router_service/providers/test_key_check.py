@@ -48,7 +48,7 @@ async def test_a_rejected_key_is_bad() -> None:
 async def test_a_flood_of_checks_leaves_the_connections_to_completions() -> None:
     running, most = 0, 0
 
-    async def respond(_: httpx.Request) -> httpx.Response:
+    async def respond(_request: httpx.Request) -> httpx.Response:
         nonlocal running, most
         running += 1
         most = max(most, running)
