@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
-from typing import NamedTuple
 
 import msgspec
 
@@ -83,7 +82,7 @@ MAX_WEIGHT = 1e6  # a sum of huge weights would be infinite, and the score no nu
 Words = tuple[object, ...]
 
 
-class Term(NamedTuple):
+class Term(msgspec.Struct, frozen=True):
     """One part of a score. `words` are what `evidence` is made of: a format string, then its arguments."""
 
     name: str
@@ -199,9 +198,9 @@ def _score(
     )
     terms = tuple([Term(name, value, weights[name], words) for name, value, words in measures])
     weighted = total_weight = 0.0
-    for _, value, weight, _ in terms:  # one pass: this is done for every candidate of every request
-        weighted += value * weight
-        total_weight += weight
+    for term in terms:  # one pass: this is done for every candidate of every request
+        weighted += term.value * term.weight
+        total_weight += term.weight
     return Scored(fact.candidate, weighted / total_weight if total_weight > 0 else 0.0, terms)
 
 
@@ -290,8 +289,8 @@ def _credential(trouble: KeyTrouble | None) -> tuple[float, Words]:
 def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, Words]:
     quality = candidate.model.quality.get(task.value)
     if quality is None:
-        return UNKNOWN, ("no judgement of {} for {}", candidate.model.name, task.value)
-    return _ratio(quality), ("{} for {}", candidate.model.name, task.value)
+        return UNKNOWN, ("no judgement of {} for {}", candidate.model.name, task)
+    return _ratio(quality), ("{} for {}", candidate.model.name, task)
 
 
 def _context(candidate: Candidate) -> tuple[float, Words]:
