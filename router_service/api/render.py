@@ -190,8 +190,9 @@ def _fill_attempt(message: completion.AttemptSummary, attempt: AttemptSummary) -
     message.model = attempt.model
     message.funding = FUNDINGS[attempt.funding]
     message.status = STATUSES[attempt.status]
-    message.error_class = attempt.error_class
-    message.error_message = _utf8(attempt.error_message)
+    if attempt.error_class:
+        message.error_class = attempt.error_class
+        message.error_message = _utf8(attempt.error_message)
     _fill_duration(message.latency, attempt.latency_s)
     message.usage_event_id = str(attempt.usage_event_id)
 

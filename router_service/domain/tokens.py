@@ -155,7 +155,7 @@ class OutputMeter:
 def _prompt_bytes(request: CompletionRequest) -> int:
     byte_count = 0
     for message in request.messages:
-        byte_count += utf8_length(message.content) + utf8_length(message.name)
+        byte_count += utf8_length(message.name + message.content)
         for call in message.tool_calls:
             byte_count += utf8_length(call.name) + utf8_length(call.arguments)
     for tool in request.tools:

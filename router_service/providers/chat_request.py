@@ -53,7 +53,7 @@ def _message(message: Message) -> dict[str, Any]:
     if message.image_urls:
         text = [{"type": "text", "text": message.content}] if message.content else []
         content = text + [{"type": "image_url", "image_url": {"url": url}} for url in message.image_urls]
-    encoded: dict[str, Any] = {"role": message.role.value, "content": content}
+    encoded: dict[str, Any] = {"role": message.role, "content": content}
     if message.name and message.role is not Role.TOOL:
         encoded["name"] = message.name
     if message.tool_call_id:

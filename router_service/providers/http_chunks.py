@@ -39,7 +39,8 @@ def _well_cut_chunks(data: bytes, start: int) -> tuple[list[bytes], int]:
     if contents and not contents[-1]:
         contents.pop()  # the last chunk
     sizes = parts[0 : 2 * len(contents) : 2]
-    if [size.lower() for size in sizes] != [b"%x" % len(content) for content in contents] or b"" in contents:
+    true_sizes = [b"%x" % size for size in map(len, contents)]
+    if b" ".join(sizes).lower() != b" ".join(true_sizes) or b"" in contents:
         return [], start
     return contents, len(data) - len(_LINE_END.join(parts[2 * len(contents) :]))
 

@@ -27,11 +27,12 @@ class AnswerLimits:
 class Exchange:
     """An answer that has begun. At the end of `body` its connection goes back to the pool by itself."""
 
-    __slots__ = ("_connection", "body", "headers", "status")
+    __slots__ = ("_connection", "body", "encodings", "headers", "status")
 
     def __init__(self, message: RawResponseMessage, body: aiohttp.StreamReader, connection: Connection) -> None:
         self.status = message.code
         self.headers = message.raw_headers
+        self.encodings = message.headers.getall("Content-Encoding", ())
         self.body = body
         self._connection = connection
         body.on_eof(self._give_back)

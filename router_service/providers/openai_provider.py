@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
@@ -62,7 +62,7 @@ class OpenAiProvider:
 
     async def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
-    ) -> AsyncIterator[ProviderItem]:
+    ) -> AsyncGenerator[ProviderItem, None]:
         """See `routing.ports.Provider.stream`."""
         response = await self._send(
             self._http_request(

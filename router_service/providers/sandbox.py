@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import Final
 
@@ -49,7 +49,7 @@ class SandboxProvider:
 
     async def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
-    ) -> AsyncIterator[ProviderItem]:
+    ) -> AsyncGenerator[ProviderItem, None]:
         """See `routing.ports.Provider.stream`. There is no connection, so `connect_timeout_s` bounds nothing."""
         del connect_timeout_s
         model = candidate.model.name

@@ -99,7 +99,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         except (aiohttp.ClientError, HttpProcessingError, OSError, TimeoutError, ValueError) as error:
             raise _fault_before_headers(error, request) from error
         stream: httpx.AsyncByteStream = _ArrivalStream(answer, request, self._windows)
-        if any(name.lower() == b"content-encoding" and _is_coded(value) for name, value in answer.headers):
+        if any(map(_is_coded, answer.encodings)):
             await stream.aclose()
             if answer.status == httpx.codes.OK:
                 raise httpx.DecodingError("the body has a content-encoding that was not asked for", request=request)
@@ -262,8 +262,8 @@ def has_ended(response: httpx.Response) -> bool:
     return isinstance(response.stream, _ArrivalStream) and response.stream.has_ended()
 
 
-def _is_coded(encoding: bytes) -> bool:
-    return encoding.strip().lower() not in {b"", b"identity"}
+def _is_coded(encoding: str) -> bool:
+    return encoding.strip().lower() not in {"", "identity"}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 
 import msgspec
@@ -144,8 +144,7 @@ class Attempt:
         except ProviderError as error:
             return Failed(error)
         finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+            await stream.aclose()
         return self._judged(request)
 
     def drain(self, max_bytes: int) -> None:

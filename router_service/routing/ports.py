@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -28,7 +28,7 @@ class Provider(Protocol):
 
     def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
-    ) -> AsyncIterator[ProviderItem]:
+    ) -> AsyncGenerator[ProviderItem, None]:
         """Send the request and yield `ProviderAccepted`, `ProviderIdentified`, content deltas, then `ProviderFinished`.
 
         Nothing is yielded for comments, empty deltas and other signs of life: whoever reads bounds the silence.

@@ -361,10 +361,10 @@ class Run:
             outcome="success",
             provider=result.provider,
             model=result.model,
-            finish_reason=result.finish_reason.value,
+            finish_reason=result.finish_reason,
             first_token_ms=None if first_token_s is None else round(first_token_s * 1000),
             total_tokens=result.usage.total_tokens,
-            usage_source=result.usage_source.value,
+            usage_source=result.usage_source,
             **self._log_fields(),
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from itertools import islice
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
@@ -60,7 +61,7 @@ _LEDGER_UNIT = Decimal("0.000000000001")
 
 def opened_fields(opened: AttemptOpened) -> bytes:
     """What is known of an attempt before it begins, serialised: every event of it begins with these bytes."""
-    return usage_event_pb2.UsageEvent(
+    event = usage_event_pb2.UsageEvent(
         event_id=str(opened.event_id),
         tenant_id=str(opened.tenant_id),
         request_id=str(opened.request_id),
@@ -70,14 +71,13 @@ def opened_fields(opened: AttemptOpened) -> bytes:
         endpoint=_storable(opened.endpoint, _MAX_NAME),
         user_id=_storable(opened.user_id, _MAX_NAME),
         funding=_FUNDING[opened.funding],
-        labels={
-            _storable(key, _MAX_LABEL_KEY): _storable(value, _MAX_LABEL_VALUE)
-            for key, value in list(opened.labels.items())[:_MAX_LABELS]
-        },
         task_type=opened.task_type,
         # Half a JSON text is worse than none.
         decision=opened.decision if len(opened.decision) <= _MAX_DECISION else "",
-    ).SerializeToString()
+    )
+    for key, value in islice(opened.labels.items(), _MAX_LABELS):
+        event.labels[_storable(key, _MAX_LABEL_KEY)] = _storable(value, _MAX_LABEL_VALUE)
+    return event.SerializeToString()
 
 
 def interrupted_event(fields: bytes, estimated_input_tokens: int) -> bytes:

@@ -99,9 +99,7 @@ class Asker:
     ) -> AsyncGenerator[ProviderItem, None]:
         """The open stream of `provider` for `model`; the caller closes it."""
         chosen = candidate(at(CATALOG[provider], self._base_url), model, key=key)
-        stream = self._providers[provider].stream(chosen, request or completion(), connect_timeout_s=2)
-        assert isinstance(stream, AsyncGenerator)
-        return stream
+        return self._providers[provider].stream(chosen, request or completion(), connect_timeout_s=2)
 
     async def __call__(
         self, model: str, request: CompletionRequest | None = None, *, provider: str = "groq", key: str | None = KEY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -93,7 +93,7 @@ class FakeProvider:
 
     async def stream(
         self, candidate: Candidate, request: CompletionRequest, *, connect_timeout_s: float
-    ) -> AsyncIterator[ProviderItem]:
+    ) -> AsyncGenerator[ProviderItem, None]:
         assert connect_timeout_s > 0
         script = self.scripts[min(len(self.calls), len(self.scripts) - 1)]
         self.calls.append(candidate)
