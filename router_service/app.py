@@ -27,6 +27,7 @@ from router_service.configured import (
     service_database,
     snapshot_files,
     system_credentials,
+    turn_rules,
     worker_name,
 )
 from router_service.domain.catalog import ProviderNames, ProviderSpec
@@ -59,6 +60,7 @@ from service_runtime.background import Periodic
 from service_runtime.database import BringUp, ServiceDatabase
 from service_runtime.errors import ServiceError
 from service_runtime.grpc_server import GrpcServer
+from service_runtime.held_refusals import HeldRefusals
 from service_runtime.ids import uuid7
 from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
@@ -70,7 +72,8 @@ from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 
 NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
 
-_COMPLETIONS = tuple(f"/turnpike.router.v1.RouterService/{name}" for name in ("StreamCompletion", "Complete"))
+_ROUTER_SERVICE = "turnpike.router.v1.RouterService"
+_COMPLETIONS = tuple(f"/{_ROUTER_SERVICE}/{name}" for name in ("StreamCompletion", "Complete"))
 
 _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
@@ -141,6 +144,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
 
         await lifecycle.wait_for_stop()
         readiness.drain()
+        server.release_held()
         await asyncio.sleep(settings.drain_delay)
         await router.drain(settings.drain_grace_s)
         await server.drain(_SENDER_DRAIN_S)
@@ -277,13 +281,14 @@ def _server(
 ) -> GrpcServer:
     """The gRPC server with both services, not started yet."""
     gate_of = gates_for(*_COMPLETIONS) if settings.shed_late_calls else no_gates
-    server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of)
+    held = HeldRefusals(turn_rules(settings), metrics, service=_ROUTER_SERVICE)
+    server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of, held=held)
     rules = RequestRules(
         ProviderNames(catalog), new_request_id=uuid7, max_prompt_characters=settings.max_prompt_characters
     )
-    completions = RouterServicer(router, rules)
+    completions = RouterServicer(router, rules, used_by=held.used)
     server.add(
-        "turnpike.router.v1.RouterService",
+        _ROUTER_SERVICE,
         partial(router_service_pb2_grpc.add_RouterServiceServicer_to_server, completions),
     )
     server.add(

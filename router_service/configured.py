@@ -18,6 +18,7 @@ from router_service.tenants.sealed_keys import KeyRing, checked_token
 from router_service.tenants.snapshot import FILE_NAME as SNAPSHOT_FILE_NAME
 from service_runtime.database import ServiceDatabase
 from service_runtime.redaction import REDACTOR
+from service_runtime.refusal_turns import TurnRules
 from service_runtime.startup import StartupError
 
 MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
@@ -110,6 +111,10 @@ def routing_settings(settings: RouterSettings) -> RoutingSettings:
         late_usage_wait_s=settings.late_usage_wait_s,
         score_weights=settings.score_weights,
     )
+
+
+def turn_rules(settings: RouterSettings) -> TurnRules:
+    return TurnRules(longest_wait_s=settings.hold_refusals_s, busy_ratio=settings.hold_refusals_busy_ratio)
 
 
 def snapshot_files(settings: RouterSettings) -> list[Path]:

@@ -76,6 +76,15 @@ class RouterSettings(ServiceSettings):
     shed_late_calls: bool = Field(
         True, description="while the router is saturated: refuse completions whose deadline is sooner than they take"
     )
+    hold_refusals_s: float = Field(
+        5.0,
+        ge=0,
+        le=30,
+        description="while the router is busy: how long refusals of who goes on asking wait at most; 0: never",
+    )
+    hold_refusals_busy_ratio: float = Field(
+        0.7, ge=0, le=1, description="from which share of the event loop's time on; 0: always"
+    )
     score_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict,
         description='JSON such as {"price": 3}: goes before the task, after the tenant',

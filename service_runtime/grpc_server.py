@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service_runtime import health
 from service_runtime.error_codec import DetailToProto
+from service_runtime.held_refusals import HeldRefusals
 from service_runtime.in_flight import InFlight
 from service_runtime.interceptors import BoundaryLimits, ErrorBoundary
 from service_runtime.metrics import Metrics
@@ -79,11 +80,13 @@ class GrpcServer:
         own_port: int = 0,
         detail_to_proto: DetailToProto | None = None,
         gate_of: GateOf = no_gates,
+        held: HeldRefusals | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`port` 0 takes any free one. `reuse_port` lets the workers of one service share theirs, and nobody else.
         `gate_of` says which methods refuse calls that would be too late, see `service_runtime.overload`.
+        `held` holds refusals of callers who ask too fast.
         `own_port` is a second port, for this one alone.
         `interceptors` run inside the error boundary. Without `credentials` the port is not encrypted.
         """
@@ -108,7 +111,9 @@ class GrpcServer:
             limits=limits,
             detail_to_proto=detail_to_proto,
             gate_of=gate_of,
+            held=held,
         )
+        self._held = held
         self._interceptors = [self._boundary, *interceptors]
         self._server: grpc.aio.Server | None = None
         metrics.gauge("grpc_server_in_flight", "RPCs in progress.").set_function(lambda: len(self.in_flight.requests))
@@ -183,12 +188,18 @@ class GrpcServer:
         """Tell health checks whether one service, or each, takes requests."""
         self._health.set_serving(serving, service)
 
+    def release_held(self) -> None:
+        """Tell everybody now whose refusal waits for its turn, and let none wait from now on."""
+        if self._held is not None:
+            self._held.release()
+
     async def drain(self, grace_s: float) -> int:
         """Take no new calls, let those in progress finish for `grace_s`, cancel the rest, and wait for their cleanup.
 
         Returns how many handlers were still running when it gave up, which should be 0.
         """
         self.draining.set()
+        self.release_held()
         self._health.drain()
         if self._server is None:
             return 0

@@ -13,7 +13,7 @@ import inspect
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +25,7 @@ from prometheus_client import Counter
 from service_runtime.call_context import REQUEST_ID_KEY, Call, enter_call, outgoing_metadata
 from service_runtime.error_codec import STATUS_DETAILS_KEY, DetailToProto, internal_status
 from service_runtime.errors import Category, ServiceError
+from service_runtime.held_refusals import HeldRefusals
 from service_runtime.ids import uuid7_text
 from service_runtime.in_flight import InFlight
 from service_runtime.metrics import Metrics
@@ -74,11 +75,14 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         limits: BoundaryLimits | None = None,
         detail_to_proto: DetailToProto | None = None,
         gate_of: GateOf = no_gates,
+        held: HeldRefusals | None = None,
     ) -> None:
         """`detail_to_proto` renders `ServiceError.detail` as a further detail message of the status; `gate_of` says
-        which methods refuse calls that would be too late.
+        which methods refuse calls that would be too late; `held` holds refusals of who asks too fast.
         """
         self._gate_of = gate_of
+        self._held = held
+        self._hold = _tell_at_once if held is None else held.hold
         self._limits = limits or BoundaryLimits()
         self._in_flight = in_flight
         self._statuses = StatusRenderer(detail_to_proto)
@@ -114,6 +118,8 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         gate = self._gate_of(method)
         if gate is not None and not handler.request_streaming:
             behaviour = _reading(behaviour)
+        if self._held is not None and not (self._held.knows_user_of(method) or _is_infrastructure(method)):
+            behaviour = self._held.for_nobody(behaviour)
         behaviour = self._guarded(method, behaviour, gate or OpenGate())
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -145,7 +151,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
     def _guarded(self, method: str, behaviour: _Behaviour, gate: Gate | OpenGate) -> _Behaviour:
         """The whole boundary in one coroutine: in a flood nearly every call ends here, and each layer has its price."""
         in_flight, limits, outcomes = self._in_flight, self._limits, self._outcomes.of(method)
-        is_infrastructure = method.startswith(_INFRASTRUCTURE_PREFIX)
+        is_infrastructure = _is_infrastructure(method)
         calls = in_flight.infrastructure if is_infrastructure else in_flight.requests
         max_calls = _MAX_INFRASTRUCTURE_CALLS if is_infrastructure else limits.max_calls
         turn_away = self._turning_away(method, outcomes)
@@ -183,6 +189,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 if _is_gone(context):
                     raise  # nobody is there to be told; gRPC drops it
                 status = self._status(call, error, timed_out=scope is not None and scope.expired())
+                await self._hold(context, error, call.remaining_s(), _Aside(calls, gate))
                 outcome = status.code
                 await _abort(context, request_id, status, error, timeout_s=limits.write_timeout_s)
             else:
@@ -230,6 +237,29 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 return RenderedStatus.of(internal_status(call.request_id))
         log.error("rpc.crashed", method=call.method, exc_info=error)
         return RenderedStatus.of(internal_status(call.request_id))
+
+
+async def _tell_at_once(_context: Any, _error: Exception, _remaining_s: float, _while_waiting: _Aside) -> None:
+    """Where refusals are never held."""
+
+
+class _Aside(AbstractContextManager[None]):
+    """While it lasts the call of this task counts neither into those in progress nor into how long they take."""
+
+    def __init__(self, calls: set[asyncio.Task[Any] | None], gate: Gate | OpenGate) -> None:
+        self._calls, self._gate = calls, gate
+
+    def __enter__(self) -> None:
+        self._calls.discard(asyncio.current_task())
+        self._gate.step_aside()
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.step_back()
+        self._calls.add(asyncio.current_task())
+
+
+def _is_infrastructure(method: str) -> bool:
+    return method.startswith(_INFRASTRUCTURE_PREFIX)
 
 
 def _letting_go(behaviour: _Behaviour) -> _Behaviour:

@@ -144,6 +144,14 @@ class Gate:
         self.in_progress -= 1
         self._ended += 1
 
+    def step_aside(self) -> None:
+        """A call that was let in only waits from now on: nobody is later for it."""
+        self.in_progress -= 1
+
+    def step_back(self) -> None:
+        """It goes on."""
+        self.in_progress += 1
+
 
 class OpenGate:
     """The gate of a method that has none: lets everybody in."""
@@ -153,6 +161,8 @@ class OpenGate:
 
     def leave(self) -> None:
         """Nobody counts."""
+
+    step_aside = step_back = leave
 
 
 GateOf = Callable[[str], Gate | None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
+from uuid import UUID
 
 import grpc
 
@@ -23,12 +25,25 @@ WRITE_TIMEOUT_S = 30.0  # a caller who does not read for so long has left
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+def _nobody_asks(_context: Context, _tenant_id: UUID) -> None:
+    """Where refusals are never held, nobody has to know."""
+
+
 class RouterServicer(RouterServiceServicer):
     """See router_service.proto. Errors leave as `ServiceError`; the interceptors know what they are in gRPC."""
 
-    def __init__(self, router: Router, rules: RequestRules, *, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        router: Router,
+        rules: RequestRules,
+        *,
+        used_by: Callable[[Context, UUID], None] = _nobody_asks,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+    ) -> None:
+        """`used_by` is told of every completion for which tenant it is."""
         self._router = router
         self._rules = rules
+        self._used_by = used_by
         self._write_timeout_s = write_timeout_s
 
     async def StreamCompletion(  # type: ignore[override]
@@ -36,6 +51,7 @@ class RouterServicer(RouterServiceServicer):
     ) -> None:
         """Write the events as they come."""
         completion = completion_from_proto(request, self._rules)
+        self._used_by(context, completion.tenant_id)
         events = await self._router.stream(completion, deadline_s=context.time_remaining())
         watch = Watchdog()
         try:
@@ -58,6 +74,7 @@ class RouterServicer(RouterServiceServicer):
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
         """Answer whole."""
         completion = completion_from_proto(request, self._rules)
+        self._used_by(context, completion.tenant_id)
         result, answer = await self._router.complete(completion, deadline_s=context.time_remaining())
         crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
         return whole_to_proto(result, answer)

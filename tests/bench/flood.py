@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from tests.bench.figures import percentile
 from turnpike.router.v1 import completion_pb2, router_service_pb2
 
 HELLO: Final = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="Tell me about turnpikes.")
@@ -38,13 +39,19 @@ class Broken(Exception):
 
 @dataclass(slots=True)
 class Told:
-    """Calls refused (an answer without content), others, those without an answer, and what the flood itself cost."""
+    """Calls that were due, those that were begun as the connections had room for them, refused (an answer without
+    content), others, and without an answer; what the flood itself cost; how long from a call's begin to its refusal.
+    """
 
+    due: int = 0
+    begun: int = 0
     refused: int = 0
     others: int = 0
     unanswered: int = 0
     seconds: float = 0.0
     cpu_s: float = 0.0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -80,7 +87,8 @@ class Connection:
         self._unread = b""
         self._next_stream = 1
         self._with_content: set[int] = set()
-        self._open: set[int] = set()
+        self._open: dict[int, float] = {}  # and when it was begun
+        self.refused_ms: list[float] = []
         self.told = Told()
         self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0))
 
@@ -92,10 +100,11 @@ class Connection:
     def begin(self, count: int) -> None:
         """Begin so many calls with one write."""
         parts: list[bytes] = []
+        now_s = time.monotonic()
         for _ in range(count):
             parts.append(frame(HEADERS, END_HEADERS, self._next_stream, self._block))
             parts.append(frame(DATA, END_STREAM, self._next_stream, self._body))
-            self._open.add(self._next_stream)
+            self._open[self._next_stream] = now_s
             self._next_stream += 2
         self._socket.sendall(b"".join(parts))
 
@@ -142,11 +151,12 @@ class Connection:
         return b""
 
     def _ended(self, stream: int, *, is_whole: bool) -> None:
-        if stream not in self._open:
+        begun_s = self._open.pop(stream, None)
+        if begun_s is None:
             return  # a call that gRPC's core refuses is ended twice: by its status, then by a reset
-        self._open.remove(stream)
         if is_whole and stream not in self._with_content:
             self.told.refused += 1
+            self.refused_ms.append((time.monotonic() - begun_s) * 1000)
         else:
             self.told.others += 1
         self._with_content.discard(stream)
@@ -164,7 +174,8 @@ def flood(target: str, tenant: str, *, per_s: float, seconds: float, connections
                 link.begin(count)
                 begun += count
         read_ready(links, TICK_S)
-    told = Told(seconds=time.monotonic() - started)
+    passed_s = time.monotonic() - started
+    told = Told(due=int(passed_s * per_s), begun=begun, seconds=passed_s)
     # What is answered later was asked for in these seconds too.
     while any(link.open for link in links) and time.monotonic() - started < seconds + LAST_ANSWERS_S:
         read_ready(links, 0.1)
@@ -173,6 +184,9 @@ def flood(target: str, tenant: str, *, per_s: float, seconds: float, connections
         told.refused += link.told.refused
         told.others += link.told.others
         told.unanswered += link.open
+    took_ms = sorted(ms for link in links for ms in link.refused_ms)
+    if took_ms:
+        told.p50_ms, told.p99_ms = percentile(took_ms, 0.5), percentile(took_ms, 0.99)
     told.cpu_s = time.process_time() - cpu_s
     return told
 

@@ -1,7 +1,8 @@
 """What a caller can rely on while providers and other tenants misbehave, measured through the real router.
 
     make bench-routing        or        python -m tests.bench.isolation [--smoke]
-    python -m tests.bench.isolation --only-isolation --failures-per-s 100 300 600 1000 --workers 2
+    python -m tests.bench.isolation --only-isolation --failures-per-s 300 1000 2000 --both-ways
+    python -m tests.bench.isolation --only-isolation --workers 2
 
 - *amplification*: requests that the providers saw for each request of a caller, while half of what they answer is 503;
 - *isolation*: tenant B's latency while tenant A's rejected key fails 1,000 times a second, see `neighbours`;
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -30,6 +32,7 @@ from tests.bench.routing_site import GOOD, Calls, Site, load, running_site
 from tests.bench.stopping import exit_code
 
 FLOOD_PER_S: Final = 1000.0
+BOTH_WAYS: Final = {"held back: ": {}, "told at once: ": {"ROUTER_HOLD_REFUSALS_S": "0"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +73,20 @@ def open_breakers(site: Site, plan: Plan) -> Calls:
     return calls
 
 
-def beside_a(site: Site, plan: Plan) -> Sequence[Figure]:
-    """The figures of isolation, at each rate."""
+def beside_a(sites: Mapping[str, Site], plan: Plan) -> Sequence[Figure]:
+    """The figures of isolation, at each rate and site."""
     return [
         figure
         for rate in plan.failures_per_s
-        for figure in figures_of(isolation(site, plan.rounds, failures_per_s=rate), failures_per_s=rate)
+        for arm, rounds in zip(sites, isolation(list(sites.values()), plan.rounds, failures_per_s=rate), strict=True)
+        for figure in figures_of(rounds, failures_per_s=rate, arm=arm)
     ]
 
 
-def figures(site: Site, plan: Plan) -> Sequence[Figure]:
+def figures(sites: Mapping[str, Site], plan: Plan) -> Sequence[Figure]:
+    site = next(iter(sites.values()))
     one, both = brown_out(site, plan, both=False), brown_out(site, plan, both=True)
-    of_isolation, refused = beside_a(site, plan), open_breakers(site, plan)
+    of_isolation, refused = beside_a(sites, plan), open_breakers(site, plan)
     load_of = f"{plan.brown_out_requests} requests at {plan.brown_out_per_s:g}/s, counted at the providers"
     return [
         Figure("amplification, one provider half sick", "x", [one[0]], load_of, Target(1.2)),
@@ -107,18 +112,30 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, help="at each rate; default: 6")
     parser.add_argument("--workers", type=int, default=1, help="of the router; each load then has four connections")
+    parser.add_argument(
+        "--both-ways", action="store_true", help="by turns a router that holds refusals back and one that does not"
+    )
     options = parser.parse_args()
     plan = replace(SMOKE if options.smoke else Plan(), failures_per_s=options.failures_per_s)
     connections = 1 if options.workers == 1 else 4
     count = options.rounds or plan.rounds.count
     plan = replace(plan, rounds=replace(plan.rounds, count=count, connections=connections))
-    return exit_code(lambda: _measure(plan, options.workers, beside_a if options.only_isolation else figures))
+    arms = BOTH_WAYS if options.both_ways else {"": {}}
+    return exit_code(lambda: _measure(plan, arms, options.workers, beside_a if options.only_isolation else figures))
 
 
-def _measure(plan: Plan, router_workers: int, measure: Callable[[Site, Plan], Sequence[Figure]]) -> None:
+def _measure(
+    plan: Plan,
+    arms: Mapping[str, Mapping[str, str]],
+    router_workers: int,
+    measure: Callable[[Mapping[str, Site], Plan], Sequence[Figure]],
+) -> None:
     conditions = machine()
-    with running_site(workers=router_workers) as site:
-        found = measure(site, plan)
+    with ExitStack() as running:
+        sites = {
+            arm: running.enter_context(running_site(set_to, workers=router_workers)) for arm, set_to in arms.items()
+        }
+        found = measure(sites, plan)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     workers = f"{router_workers} worker{'s' if router_workers > 1 else ''} of the router"
     print_figures(console, found, f"{conditions}; {workers}; medians of the rounds; loads share the machine")

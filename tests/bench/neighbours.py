@@ -18,7 +18,7 @@ from typing import Final
 
 import uvloop
 
-from tests.bench.figures import Figure, Target
+from tests.bench.figures import Figure, Target, percentile
 from tests.bench.flood import Told
 from tests.bench.processes import idle_s
 from tests.bench.routing_site import GOOD, Calls, Site, load
@@ -26,6 +26,7 @@ from tests.bench.routing_site import GOOD, Calls, Site, load
 B_PER_S: Final = 40
 ANSWER: Final = "ok?n=20&first_ms=100&gap_ms=10"  # 0.3 s, a fast provider: a slower one would hide more
 SETTLES_S: Final = 0.7  # journal and reporting lag behind
+STANDS_S: Final = 2.0  # until the flood's process has started and the router has taken notice of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +81,25 @@ class Round:
         return self.after.calls.ms(0.99) / self.before.calls.ms(0.99)
 
 
-def isolation(site: Site, rounds: Rounds, *, failures_per_s: float) -> Sequence[Round]:
-    """Rounds with so many calls of A a second, as far as the router takes them."""
-    of_a = f"{GOOD}&of=a"
-    tenant_b, tenant_a = site.tenant({"groq": ANSWER}), site.tenant({"groq": of_a}, key=f"sk-{secrets.token_hex(16)}")
-    uvloop.run(load(site.router, tenant_b, count=20, per_s=B_PER_S, connections=rounds.connections))  # warm
-    return [_round(site, rounds, tenant_a, tenant_b, failures_per_s) for _ in range(rounds.count)]
+def isolation(sites: Sequence[Site], rounds: Rounds, *, failures_per_s: float) -> Sequence[Sequence[Round]]:
+    """Rounds with so many calls of A a second, as far as the router takes them: at each of the sites, by turns."""
+    tenants = []
+    for site in sites:
+        tenant_b = site.tenant({"groq": ANSWER})
+        tenants.append((site.tenant({"groq": f"{GOOD}&of=a"}, key=f"sk-{secrets.token_hex(16)}"), tenant_b))
+        uvloop.run(load(site.router, tenant_b, count=20, per_s=B_PER_S, connections=rounds.connections))  # warm
+    found: list[list[Round]] = [[] for _ in sites]
+    for _ in range(rounds.count):
+        for site, of_site, (tenant_a, tenant_b) in zip(sites, found, tenants, strict=True):
+            of_site.append(_round(site, rounds, tenant_a, tenant_b, failures_per_s))
+    return found
 
 
 def _round(site: Site, rounds: Rounds, tenant_a: str, tenant_b: str, failures_per_s: float) -> Round:
     seen = len(site.providers[0].served)
     before = _part(site, rounds, tenant_b)
     with _flooding(site.router, tenant_a, rounds, failures_per_s) as process:
-        time.sleep(SETTLES_S)
+        time.sleep(STANDS_S)
         beside = _part(site, rounds, tenant_b)
         told = Told(**json.loads(process.communicate(timeout=60)[0]))
     time.sleep(SETTLES_S)
@@ -112,7 +119,7 @@ def _part(site: Site, rounds: Rounds, tenant: str) -> Part:
 
 @contextmanager
 def _flooding(router: str, tenant: str, rounds: Rounds, per_s: float) -> Iterator[subprocess.Popen[str]]:
-    amounts = [str(per_s), str(rounds.part_s + 1.0), "--connections", str(rounds.connections)]
+    amounts = [str(per_s), str(STANDS_S + rounds.part_s + 1.0), "--connections", str(rounds.connections)]
     command = [sys.executable, "-m", "tests.bench.flood", router, tenant, *amounts]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -124,16 +131,20 @@ def _flooding(router: str, tenant: str, rounds: Rounds, per_s: float) -> Iterato
         process.wait()
 
 
-def figures_of(rounds: Sequence[Round], *, failures_per_s: float) -> Sequence[Figure]:
+def figures_of(rounds: Sequence[Round], *, failures_per_s: float, arm: str = "") -> Sequence[Figure]:
     """What came of the rounds, one sample each; the pooled ratios have one of all."""
-    conditions = f"A at {failures_per_s:g}/s; B: streams of 0.3 s at {B_PER_S}/s"
+    conditions = f"{arm}A at {failures_per_s:g}/s; B: streams of 0.3 s at {B_PER_S}/s"
 
     def of(name: str, unit: str, samples: Sequence[float], target: Target | None = None) -> Figure:
         return Figure(name, unit, samples, conditions, target)
 
     pooled = Calls.pooled([r.beside.calls for r in rounds]).ms(0.99) / _alone(rounds).ms(0.99)
     return [
-        of(f"A's refusals, of {failures_per_s:g} asked", "1/s", [r.refused_per_s for r in rounds]),
+        of("A's calls due", "1/s", [r.flood.due / r.flood.seconds for r in rounds]),
+        of("  begun: what its connections had room for", "1/s", [r.flood.begun / r.flood.seconds for r in rounds]),
+        of("  refused, those begun before the end", "1/s", [r.refused_per_s for r in rounds]),
+        of("  from begin to refusal, p50", "ms", [r.flood.p50_ms for r in rounds]),
+        of("  from begin to refusal, p99", "ms", [r.flood.p99_ms for r in rounds]),
         of("  of them that reached the provider", "per round", [float(r.reached_provider) for r in rounds]),
         of("  the router's CPU for each", "ms", [1000 * r.cores_for_refusals / r.refused_per_s for r in rounds]),
         of("  cores: A's load", "", [r.flood.cpu_s / r.flood.seconds for r in rounds]),
@@ -145,6 +156,8 @@ def figures_of(rounds: Sequence[Round], *, failures_per_s: float) -> Sequence[Fi
         of("B served beside A", "%", [_served(r.beside.calls) for r in rounds], Target(100.0, is_at_most=False)),
         of("B p50 alone", "ms", [_alone([r]).ms(0.5) for r in rounds]),
         of("B p50 beside A", "ms", [r.beside.calls.ms(0.5) for r in rounds]),
+        of("B's load late by itself, p99 alone", "ms", [_late_ms(r.before, r.after) for r in rounds]),
+        of("B's load late by itself, p99 beside A", "ms", [_late_ms(r.beside) for r in rounds]),
         of("B p99 alone", "ms", [_alone([r]).ms(0.99) for r in rounds]),
         of("B p99 beside A", "ms", [r.beside.calls.ms(0.99) for r in rounds]),
         of("B p99 beside A over alone", "x", [r.beside_over_alone for r in rounds], Target(1.05)),
@@ -155,6 +168,10 @@ def figures_of(rounds: Sequence[Round], *, failures_per_s: float) -> Sequence[Fi
 
 def _alone(rounds: Sequence[Round]) -> Calls:
     return Calls.pooled(part.calls for r in rounds for part in (r.before, r.after))
+
+
+def _late_ms(*parts: Part) -> float:
+    return percentile(sorted(ms for part in parts for ms in part.calls.late_ms), 0.99)
 
 
 def _served(calls: Calls) -> float:

@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,11 @@ class Site:
 
 
 @contextmanager
-def running_site(*, workers: int = 1) -> Iterator[Site]:
-    """Everything on loopback and free ports, with data of its own; without default limits, which would turn B away."""
+def running_site(settings: Mapping[str, str] | None = None, *, workers: int = 1) -> Iterator[Site]:
+    """Everything on loopback and free ports, with data of its own; without default limits, which would turn B away.
+
+    `settings` are further variables of its environment.
+    """
     good_key = f"sk-{secrets.token_hex(16)}"
     with tempfile.TemporaryDirectory(prefix="turnpike-isolation-") as directory:
         paths = [Path(directory) / name for name in ("groq", "openrouter")]
@@ -77,6 +80,7 @@ def running_site(*, workers: int = 1) -> Iterator[Site]:
                     "USAGE_LIMITS": "{}",
                     "ROUTER_WORKERS": str(workers),
                     "ROUTER_METRICS_PORT": "0",  # each worker takes any, where the next to one may be taken
+                    **(settings or {}),
                 },
             )
             try:
@@ -92,11 +96,14 @@ def running_site(*, workers: int = 1) -> Iterator[Site]:
 
 @dataclass(slots=True)
 class Calls:
-    """What became of a load's calls, and milliseconds from the intended start to the end of each."""
+    """What became of a load's calls; milliseconds from the intended start to the end of each, ascending, and to when
+    the load itself came to start it, which is the load's own part of it.
+    """
 
     served: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latencies_ms: list[float] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -127,6 +134,7 @@ async def load(router: str, tenant: str, *, count: int, per_s: float, connection
         async def one(number: int) -> None:
             intended_at = begins_at + number / per_s
             await asyncio.sleep(max(0.0, intended_at - time.monotonic()))
+            calls.late_ms.append((time.monotonic() - intended_at) * 1000)
             try:
                 async for _ in stubs[number % connections].StreamCompletion(request, timeout=30):
                     pass
@@ -139,4 +147,5 @@ async def load(router: str, tenant: str, *, count: int, per_s: float, connection
             for number in range(count):
                 group.create_task(one(number))
     calls.latencies_ms.sort()
+    calls.late_ms.sort()
     return calls

@@ -53,10 +53,10 @@ async def test_s2_a_rejected_key_that_is_used_all_the_time_costs_others_nothing(
     tenant_b = site.tenant({"groq": of_b})
 
     a, b = await asyncio.gather(
-        load(site.router, tenant_a, count=2000, per_s=1000), load(site.router, tenant_b, count=60, per_s=30)
+        load(site.router, tenant_a, count=1000, per_s=500), load(site.router, tenant_b, count=60, per_s=30)
     )
 
-    assert (a.served, a.failed) == (0, 2000)
+    assert (a.served, a.failed) == (0, 1000)
     assert (b.served, b.errors) == (60, {})
     refused = [one for one in site.providers[0].served if one.status == 401]
     assert 1 <= len(refused) <= 100  # those under way before the first verdict; then the router knows
