@@ -2,11 +2,15 @@
 
     python -m tests.bench.growth [tenants] [streams] [--smoke] [--output FILE]
 
-Tenants: every one is created, served once and so in the router's cache; then requests go round among all of them. The
-last row asks the first ten again while all are known, so that drift of the machine during the run shows as a difference
-between it and the first row. Streams: an open loop whose rate times a stream's duration is the number wanted; how many
-calls the router had open just before the last began stands beside. Gaps of 10 ms up to 32 streams, of 250 ms from
-there: a thousand streams 10 ms apart are 100,000 chunks a second, which no Python serves. Compare rows of one gap only.
+Tenants: every one is created, forgotten by the router's cache and served once, which has rows of its own: a first
+request reads the tenant's configuration, and soon its limits, and must cost more. Then requests go round among all of
+them. The last row asks the first ten again while all are known, so that drift of the machine during the run shows as a
+difference between it and the first row.
+
+Streams: an open loop whose rate times a stream's duration is the number wanted. How many calls the router had open just
+before the last began, and how many cores it took then, stand beside: a router whose one thread is full lets new streams
+wait. Gaps of 10 ms up to 32 streams, of 250 ms from there: a thousand streams 10 ms apart are 100,000 chunks a second,
+which no Python serves. Compare rows of one gap only.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from turnpike.router.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 
 PARTS: Final = ("tenants", "streams")
 _TENANTS: Final = "tenants"
+_FIRST: Final = "first requests"
 # More than the streams wanted, since a stream takes longer where the machine is busy.
 # A load that is late itself begins hundreds at once, which on its own is no flood.
 _SETTINGS: Final = {
@@ -46,6 +51,7 @@ _SETTINGS: Final = {
 _IN_FLIGHT: Final = 32
 _CREATORS: Final = 16
 _SETTLE_S: Final = 0.7
+_LIMITS_ASKED_S: Final = 3.0  # in which limits are asked about that the last requests of all began to need
 _LIMIT_S: Final = 120.0  # for one load
 _MAX_RUN_S: Final = 420
 
@@ -114,9 +120,21 @@ class Row:
     kind: str
     name: str
     cpu_ms: float
-    p50_ms: float
-    p99_ms: float
     told: str
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What came of a level: `cores` that the router took while the last fifth of the streams began."""
+
+    calls: int
+    open_at_once: int
+    cores: float
+    cpu_s: float
+    took_s: float
+    answer: Any
 
 
 @dataclass(slots=True)
@@ -131,15 +149,29 @@ class Growth:
     def tenants(self) -> None:
         """More and more tenants, and the first of them once more."""
         tenants: list[str] = []
+        idle = self._idle_share()
         with ThreadPoolExecutor(_CREATORS) as pool, grpc.insecure_channel(self.site.router) as channel:
             stub = tenant_service_pb2_grpc.TenantServiceStub(channel)
             for count in self.plan.tenants:
-                more = list(pool.map(lambda number: _create(stub, number), range(len(tenants), count)))
-                tenants += more
-                self._load("closed", "one", more, count=len(more), in_flight=_IN_FLIGHT)
+                tenants += pool.map(lambda number: _create(stub, number), range(len(tenants), count))
+                stub.InvalidateCache(tenant_service_pb2.InvalidateCacheRequest(), timeout=30)
+                time.sleep(_SETTLE_S)  # every router is told, which takes a moment
+                self._first_requests(tenants, idle)
                 self._requests(f"{count:,} tenants", tenants)
         first = tenants[: self.plan.tenants[0]]
         self._requests(f"the first {len(first)} of {len(tenants):,} tenants", first)
+
+    def _first_requests(self, tenants: Sequence[str], idle: float) -> None:
+        """The one request of each tenant that has to read its configuration; `idle` is taken off."""
+        before_s, started_s = self.site.router_process.cpu_s(), time.monotonic()
+        self._load("closed", "one", tenants, count=len(tenants), in_flight=_IN_FLIGHT)
+        time.sleep(_LIMITS_ASKED_S)
+        cpu_s = self.site.router_process.cpu_s() - before_s - idle * (time.monotonic() - started_s)
+        cpu_ms = cpu_s / len(tenants) * 1e3
+        name = f"first request of each of {len(tenants):,} tenants"
+        self.rows.append(Row(_FIRST, name, cpu_ms, "each reads its tenant's configuration"))
+        how = f"Complete, {_IN_FLIGHT} in flight; user + system time of the router's process"
+        self.figures.append(Figure(f"CPU per unary request, {name}", "ms", [cpu_ms], how))
 
     def _requests(self, name: str, tenants: Sequence[str]) -> None:
         # In another order than they were created in: neighbours may lie side by side.
@@ -157,7 +189,7 @@ class Growth:
             p50_ms.append(percentile(answer["first_content_ms"], 0.5))
             all_ms = sorted([*all_ms, *answer["first_content_ms"]])
         spread = f"p50 {min(p50_ms):.2f} .. {max(p50_ms):.2f}"
-        self.rows.append(Row(_TENANTS, name, median(cpu_ms), median(p50_ms), percentile(all_ms, 0.99), spread))
+        self.rows.append(Row(_TENANTS, name, median(cpu_ms), spread, median(p50_ms), percentile(all_ms, 0.99)))
         closed = f"Complete, {_IN_FLIGHT} in flight; user + system time of the router's process"
         opened = f"Complete, open loop at {self.plan.open_rate_per_s:g}/s from the intended start"
         self.figures.append(Figure(f"CPU per unary request, {name}", "ms", cpu_ms, closed))
@@ -179,19 +211,23 @@ class Growth:
         self._stream(Level(10, GAP_S, 1.0))
         idle = self._idle_share()
         for level in self.plan.levels:
-            calls, seen, cpu_s, took_s, answer = self._stream(level)
-            cpu_ms = (cpu_s - idle * took_s) / calls * 1e3
-            p50_ms, p99_ms = (percentile(answer["first_content_ms"], fraction) for fraction in (0.5, 0.99))
-            told = f"{seen} open, {calls} calls, {answer['messages'] / calls:.1f} messages each"
-            self.rows.append(Row(f"streams {level.gap_s:g}", level.name, cpu_ms, p50_ms, p99_ms, told))
-            how = f"{DELTAS}-delta streams, open loop at {level.rate_per_s:g}/s, {calls} calls, {seen} open at once"
+            ran = self._stream(level)
+            calls, seen = ran.calls, ran.open_at_once
+            cpu_ms = (ran.cpu_s - idle * ran.took_s) / calls * 1e3
+            p50_ms, p99_ms = (percentile(ran.answer["first_content_ms"], fraction) for fraction in (0.5, 0.99))
+            told = f"{seen} open on {ran.cores:.2f} cores, {ran.answer['messages'] / calls:.1f} messages each"
+            self.rows.append(Row(f"streams {level.gap_s:g}", level.name, cpu_ms, told, p50_ms, p99_ms))
+            how = (
+                f"{DELTAS}-delta streams, open loop at {level.rate_per_s:g}/s, {calls} calls, {seen} open at once, the "
+                f"router then on {ran.cores:.2f} cores"
+            )
             cpu = f"{how}; user + system time of the router's process, less what it takes when idle"
             self.figures.append(Figure(f"CPU per stream, {level.name}", "ms", [cpu_ms], cpu))
             self.figures.append(Figure(f"first token p50, {level.name}", "ms", [p50_ms], how))
             self.figures.append(Figure(f"first token p99, {level.name}", "ms", [p99_ms], how))
 
-    def _stream(self, level: Level) -> tuple[int, int, float, float, Any]:
-        """Calls, how many were open at once, CPU seconds, seconds that it took, and the answer of the load."""
+    def _stream(self, level: Level) -> Streamed:
+        """Open streams for as long as a level says, and wait for all of them."""
         process = self.site.router_process
         calls = max(2, round(level.rate_per_s * level.seconds))
         before_s, started_s = process.cpu_s(), time.monotonic()
@@ -205,14 +241,18 @@ class Growth:
             count=calls,
             rate_per_s=level.rate_per_s,
         )
-        time.sleep(level.seconds * 0.95)
+        time.sleep(level.seconds * 0.75)
+        late_s, late_cpu_s = time.monotonic(), process.cpu_s()
+        time.sleep(level.seconds * 0.2)
+        cores = (process.cpu_s() - late_cpu_s) / (time.monotonic() - late_s)
         seen = self.site.calls_running()
         try:
             answer = self.site.finish(within_s=_LIMIT_S)
         except BenchFailed as failure:
             raise BenchFailed(f"{level.name}, {seen} calls open: {failure}") from failure
         time.sleep(_SETTLE_S)
-        return calls, seen, process.cpu_s() - before_s, time.monotonic() - started_s, answer
+        cpu_s, took_s = process.cpu_s() - before_s, time.monotonic() - started_s
+        return Streamed(calls, seen, cores, cpu_s, took_s, answer)
 
     def _idle_share(self) -> float:
         """CPU seconds per second of a router without requests."""
@@ -238,9 +278,8 @@ def table_of(rows: Sequence[Row]) -> Table:
     first: dict[str, Row] = {}
     for row in rows:
         over = row.cpu_ms / first.setdefault(row.kind, row).cpu_ms
-        table.add_row(
-            row.name, f"{row.cpu_ms:.2f}", f"{over:.2f} x", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", row.told
-        )
+        latencies = ("" if value is None else f"{value:.1f}" for value in (row.p50_ms, row.p99_ms))
+        table.add_row(row.name, f"{row.cpu_ms:.2f}", f"{over:.2f} x", *latencies, row.told)
     return table
 
 
