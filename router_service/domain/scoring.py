@@ -287,7 +287,7 @@ def _credential(trouble: KeyTrouble | None) -> tuple[float, Words]:
 
 
 def _task_fit(candidate: Candidate, task: TaskType) -> tuple[float, Words]:
-    quality = candidate.model.quality.get(task.value)
+    quality = candidate.model.quality.get(task)
     if quality is None:
         return UNKNOWN, ("no judgement of {} for {}", candidate.model.name, task)
     return _ratio(quality), ("{} for {}", candidate.model.name, task)

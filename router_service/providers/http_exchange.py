@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
@@ -64,6 +65,12 @@ def head_of(method: str, target: bytes, host: bytes, headers: list[tuple[bytes, 
     return head
 
 
+@lru_cache(maxsize=16)
+def _time_to_connect(seconds: float) -> aiohttp.ClientTimeout:
+    """Nearly always the provider's own; a new connection alone needs it, but the pool wants it for every request."""
+    return aiohttp.ClientTimeout(total=None, connect=seconds, sock_connect=seconds)
+
+
 async def exchange(
     connector: aiohttp.BaseConnector, place: ClientRequest, request: bytes, limits: AnswerLimits, *, connect_s: float
 ) -> Exchange:
@@ -71,9 +78,8 @@ async def exchange(
 
     Raises what aiohttp's client would; what is no HTTP as `aiohttp.http_exceptions.HttpProcessingError`.
     """
-    timeout = aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
     try:
-        connection = await connector.connect(place, [], timeout)
+        connection = await connector.connect(place, [], _time_to_connect(connect_s))
     except TimeoutError as error:
         raise aiohttp.ConnectionTimeoutError("no connection in time") from error
     try:

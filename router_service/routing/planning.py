@@ -211,8 +211,7 @@ class Planner:
 
 def _in_short(scored: Scored, *, with_terms: bool) -> list[object]:
     candidate = scored.candidate
-    payer = candidate.funding.value if candidate.funding is not None else ""
-    head: list[object] = [candidate.provider, candidate.model.name, payer, round(scored.score, 3)]
+    head: list[object] = [candidate.provider, candidate.model.name, candidate.funding or "", round(scored.score, 3)]
     return [*head, [round(term.value, 3) for term in scored.terms]] if with_terms else head
 
 

@@ -221,7 +221,7 @@ class Run:
             provider=candidate.provider,
             model=candidate.model.name,
             funding=candidate.funding,
-            task_type=request.task_type.value,
+            task_type=request.task_type,
             endpoint=request.endpoint,
             user_id=request.user_id,
             estimated_input_tokens=self._input_tokens,
@@ -254,7 +254,7 @@ class Run:
         if settled.enquiry is not None:
             enquiries.begin(settled.opened.event_id, settled.enquiry, attempt.candidate.credential)
         self._shared.metrics.attempt_ended(
-            attempt.opened.provider, status.value, settled.error_class, settled.time_to_first_token_s
+            attempt.opened.provider, status, settled.error_class, settled.time_to_first_token_s
         )
 
     async def _count(self, attempt: Attempt, outcome: Outcome) -> None:

@@ -68,10 +68,10 @@ class Scoreboard:
             rest = self._rests.get(key)
             if rest is not None and not rest.admits(now, is_only_candidate=is_only_candidate):
                 return Block(candidate, rest.kind, rest.retry_after_s(now))
-        breaker = self.health(candidate).breaker
-        if breaker.admits(now, is_only_candidate=is_only_candidate):
+        health = self._routes.get(candidate.route_key)
+        if health is None or health.breaker.admits(now, is_only_candidate=is_only_candidate):
             return None
-        return Block(candidate, None, breaker.retry_after_s(now))
+        return Block(candidate, None, health.breaker.retry_after_s(now))
 
     def started(self, candidate: Candidate, now: float) -> None:
         """An attempt begins; takes the probe where the candidate is being probed."""

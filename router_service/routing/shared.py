@@ -85,7 +85,7 @@ async def record_refusal(shared: Shared, request: CompletionRequest, error: Serv
         provider=TURNPIKE,
         model=request.model or NO_MODEL,
         funding=None,
-        task_type=request.task_type.value,
+        task_type=request.task_type,
         endpoint=request.endpoint,
         user_id=request.user_id,
         estimated_input_tokens=0,
@@ -104,4 +104,4 @@ async def record_refusal(shared: Shared, request: CompletionRequest, error: Serv
             error_message=error.message,
         )
     )
-    shared.metrics.attempt_ended(TURNPIKE, AttemptStatus.RATE_LIMIT.value, error.reason.lower(), None)
+    shared.metrics.attempt_ended(TURNPIKE, AttemptStatus.RATE_LIMIT, error.reason.lower(), None)
