@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,10 +43,22 @@ class Flood:
     seconds: float = 0.0
 
 
-def saturate(target: str, tenants: Sequence[str], *, in_flight: int, seconds: float) -> float:
+def _nobody() -> None:
+    """Watches nothing."""
+
+
+def saturate(
+    target: str, tenants: Sequence[str], *, in_flight: int, seconds: float, look: Callable[[], None] = _nobody
+) -> float:
     """A closed loop of `Complete`: calls served per second. Raises BenchFailed when one is not."""
     told = flood(
-        target, tenants, per_s=1e6, seconds=seconds, deadline_s=_PATIENT_S, most_open=in_flight // _CONNECTIONS
+        target,
+        tenants,
+        per_s=1e6,
+        seconds=seconds,
+        deadline_s=_PATIENT_S,
+        most_open=in_flight // _CONNECTIONS,
+        look=look,
     )
     if told.refused_ms or len(told.served_ms) < told.begun:
         raise BenchFailed(f"of {told.begun} calls in a closed loop {len(told.served_ms)} were served")
@@ -61,10 +73,12 @@ def flood(
     seconds: float,
     deadline_s: float,
     most_open: int = _MOST_OPEN,
+    look: Callable[[], None] = _nobody,
 ) -> Flood:
     """An open loop of `Complete`, as long as no connection has `most_open` calls open.
 
-    Raises BenchFailed when the server ends a connection.
+    `look` is called just before the first call and just after the last. Raises BenchFailed when the server ends a
+    connection.
     """
     told = Flood()
     links = [
@@ -74,6 +88,7 @@ def flood(
     with selectors.DefaultSelector() as selector:
         for link in links:
             selector.register(link.socket, selectors.EVENT_READ, link)
+        look()
         started_s = time.monotonic()
         while (passed_s := time.monotonic() - started_s) < seconds:
             due = int(passed_s * per_s) - told.begun
@@ -83,6 +98,7 @@ def flood(
                     link.begin([started_s + (told.begun + i) / per_s for i in range(count)])
             read_ready(selector, 0.001)
         told.seconds, told.served_meanwhile = time.monotonic() - started_s, len(told.served_ms)
+        look()
         ends_s = time.monotonic() + _LAST_ANSWERS_S
         while any(link.intended_s for link in links) and time.monotonic() < ends_s:
             read_ready(selector, 0.05)

@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.console import Console
 
+from tests.bench.core_time import CoreTime, core_time
 from tests.bench.figures import Figure, Target, percentile
 from tests.bench.open_flood import flood, saturate
-from tests.bench.processes import idle_s
 from tests.bench.report import machine, print_figures
 from tests.bench.site import Site, running_site
 from tests.bench.stopping import at_most, exit_code
@@ -61,8 +61,8 @@ class Outcome:
     refused_p99_ms: float
     quiet_before_ms: float
     quiet_after_ms: float
-    router_cores: float
-    idle_cores: float
+    at_peak: CoreTime  # before the flood
+    in_flood: CoreTime
 
     @property
     def peak_per_s(self) -> float:
@@ -78,12 +78,15 @@ def rounds(site: Site, *, count: int, times: float, seconds: float, deadline_s: 
 def _round(site: Site, *, times: float, seconds: float, deadline_s: float) -> Outcome:
     """Quiet, peak, flood, quiet again, peak again."""
     quiet_before_ms = _quiet_ms(site)
-    peak_before_per_s = _peak_per_s(site, _PEAK_S)
+    looks: list[CoreTime] = []
+
+    def look() -> None:
+        looks.append(core_time(site.router_process))
+
+    peak_before_per_s = _peak_per_s(site, _PEAK_S, look)
     rate_per_s = times * peak_before_per_s
-    router_s, idle_s_before, began_s = site.router_process.cpu_s(), idle_s(), time.monotonic()
-    told = flood(site.router, site.tenants, per_s=rate_per_s, seconds=seconds, deadline_s=deadline_s)
-    passed_s = time.monotonic() - began_s
-    router_s, idle = site.router_process.cpu_s() - router_s, idle_s() - idle_s_before
+    told = flood(site.router, site.tenants, per_s=rate_per_s, seconds=seconds, deadline_s=deadline_s, look=look)
+    peak_begins, peak_ends, flood_begins, flood_ends = looks
     time.sleep(_RECOVERY_S)
     quiet_after_ms = _quiet_ms(site)
     served, refused = told.served_ms, told.refused_ms
@@ -101,13 +104,13 @@ def _round(site: Site, *, times: float, seconds: float, deadline_s: float) -> Ou
         refused_p99_ms=percentile(refused, 0.99) if refused else 0.0,
         quiet_before_ms=quiet_before_ms,
         quiet_after_ms=quiet_after_ms,
-        router_cores=router_s / passed_s,
-        idle_cores=idle / passed_s,
+        at_peak=peak_ends.since(peak_begins),
+        in_flood=flood_ends.since(flood_begins),
     )
 
 
-def _peak_per_s(site: Site, seconds: float) -> float:
-    return saturate(site.router, site.tenants, in_flight=_PEAK_IN_FLIGHT, seconds=seconds)
+def _peak_per_s(site: Site, seconds: float, look: Callable[[], None] = lambda: None) -> float:
+    return saturate(site.router, site.tenants, in_flight=_PEAK_IN_FLIGHT, seconds=seconds, look=look)
 
 
 def _quiet_ms(site: Site) -> float:
@@ -150,8 +153,21 @@ def figures(arm: str, outcomes: Sequence[Outcome]) -> Sequence[Figure]:
         of("told no p99", "ms", [o.refused_p99_ms for o in outcomes], Target(50.0)),
         of("quiet p50 before", "ms", [o.quiet_before_ms for o in outcomes]),
         of(f"quiet p50 {_RECOVERY_S:g} s after", "ms", [o.quiet_after_ms for o in outcomes]),
-        of("cores in the flood: the router", "", [o.router_cores for o in outcomes]),
-        of("cores in the flood: idle", "", [o.idle_cores for o in outcomes]),
+        *_cores("at the peak", of, [o.at_peak for o in outcomes]),
+        *_cores("in the flood", of, [o.in_flood for o in outcomes]),
+    ]
+
+
+def _cores(
+    when: str, of: Callable[[str, str, Sequence[float]], Figure], shares: Sequence[CoreTime]
+) -> Sequence[Figure]:
+    """What tells whether the router is at its limit, or the machine on which the load runs as well."""
+    return [
+        of(f"cores {when}: the router", "", [share.router for share in shares]),
+        of("  its event loop", "", [share.loop for share in shares]),
+        of("  its event loop ready, without one", "", [share.loop_waited for share in shares]),
+        of("  whoever makes the calls", "", [share.load for share in shares]),
+        of("  idle", "", [share.idle for share in shares]),
     ]
 
 
