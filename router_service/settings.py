@@ -1,4 +1,4 @@
-"""The router's settings, read once from the environment. `README.md` has them as a table."""
+"""The router's settings, read once from the environment. `README.md` has those that most operators want as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Secret
 from pydantic_settings import SettingsConfigDict
 
 from router_service.domain.catalog import ClockName
-from router_service.domain.scoring import TERM_NAMES
+from router_service.domain.scoring import MAX_WEIGHT, TERM_NAMES
 from service_runtime.settings import ServiceSettings
 
 WINDOWS_IN_A_GAP: Final = 10  # a gap is judged by when its end was read, so a window must be little of it
@@ -85,7 +85,7 @@ class RouterSettings(ServiceSettings):
     hold_refusals_busy_ratio: float = Field(
         0.7, ge=0, le=1, description="from which share of the event loop's time on; 0: always"
     )
-    score_weights: dict[str, NonNegativeFloat] = Field(
+    score_weights: dict[str, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
         default_factory=dict,
         description='JSON such as {"price": 3}: goes before the task, after the tenant',
     )

@@ -13,6 +13,7 @@ from router_service.domain.health import UNOBSERVED, Culprit, KeyTrouble, Rest, 
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_RestsAndKey = tuple["Recent[tuple[str, ...], Rest]", tuple[str, ...]]
 
 QUOTA_MEMORY_S = 60.0
 
@@ -55,7 +56,9 @@ class Scoreboard:
 
     def __init__(self, *, max_entries: int) -> None:
         self._routes: Recent[tuple[str, str, str], RouteHealth] = Recent(max_entries)
-        self._rests: Recent[tuple[str, ...], Rest] = Recent(max_entries)
+        # Apart, because a caller may name models without end: those push no key's rest out.
+        self._key_rests: Recent[tuple[str, ...], Rest] = Recent(max_entries)
+        self._model_rests: Recent[tuple[str, ...], Rest] = Recent(max_entries)
         self._quotas: Recent[tuple[str, str], tuple[float, float]] = Recent(max_entries)
         self._troubles: Recent[tuple[str, str], tuple[FailureKind, float]] = Recent(max_entries)
 
@@ -64,8 +67,8 @@ class Scoreboard:
 
     def block(self, candidate: Candidate, now: float, *, is_only_candidate: bool) -> Block | None:
         """Why the candidate is kept out now, or None when it may be tried."""
-        for key in (candidate.credential_key, candidate.key_and_model):
-            rest = self._rests.get(key)
+        for rests, key in self._rests_of(candidate):
+            rest = rests.get(key)
             if rest is not None and not rest.admits(now, is_only_candidate=is_only_candidate):
                 return Block(candidate, rest.kind, rest.retry_after_s(now))
         health = self._routes.get(candidate.route_key)
@@ -78,10 +81,10 @@ class Scoreboard:
         health = self._routes.get(candidate.route_key)
         if health is not None and health.breaker.open_since is not None:
             self._routes.put(candidate.route_key, health.started(now))
-        for key in (candidate.credential_key, candidate.key_and_model):
-            rest = self._rests.get(key)
+        for rests, key in self._rests_of(candidate):
+            rest = rests.get(key)
             if rest is not None:
-                self._rests.put(key, rest.tried_again(now))
+                rests.put(key, rest.tried_again(now))
 
     def succeeded(
         self,
@@ -96,15 +99,15 @@ class Scoreboard:
             now, began_at=began_at, first_token_s=first_token_s, tokens_per_s=tokens_per_s
         )
         self._routes.put(candidate.route_key, health)
-        for key in (candidate.credential_key, candidate.key_and_model):
-            rest = self._rests.get(key)
+        for rests, key in self._rests_of(candidate):
+            rest = rests.get(key)
             if rest is None:
                 continue
             remaining = rest.after_success(now)
             if remaining is None:
-                self._rests.drop(key)
+                rests.drop(key)
             else:
-                self._rests.put(key, remaining)
+                rests.put(key, remaining)
 
     def failed(self, candidate: Candidate, error: ProviderError, now: float, *, began_at: float) -> None:
         """Hold the failure of an attempt that began at `began_at` against whom it concerns."""
@@ -121,9 +124,10 @@ class Scoreboard:
                 return
         if whose is Culprit.KEY:
             self._troubles.put(candidate.credential_key, (error.cause, now))
-        key = candidate.credential_key if whose is Culprit.KEY else candidate.key_and_model
-        rest, earlier = rest_after(error, now), self._rests.get(key)
-        self._rests.put(key, rest if earlier is None else earlier.joined_by(rest))
+        of_key, of_model = self._rests_of(candidate)
+        rests, key = of_key if whose is Culprit.KEY else of_model
+        rest, earlier = rest_after(error, now), rests.get(key)
+        rests.put(key, rest if earlier is None else earlier.joined_by(rest))
 
     def abandoned(self, candidate: Candidate, *, began_at: float) -> None:
         """An attempt ended without a verdict on the route."""
@@ -145,6 +149,9 @@ class Scoreboard:
         if known:
             ratio, memory_s = min(known)
             self._quotas.put(candidate.credential_key, (ratio, now + memory_s))
+
+    def _rests_of(self, candidate: Candidate) -> tuple[_RestsAndKey, _RestsAndKey]:
+        return (self._key_rests, candidate.credential_key), (self._model_rests, candidate.key_and_model)
 
     def trouble(self, candidate: Candidate, now: float) -> KeyTrouble | None:
         """The key's last 401, 402 or 429, as long as it is not forgotten."""

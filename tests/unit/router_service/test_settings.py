@@ -41,6 +41,16 @@ def test_weights_are_read_as_json_and_unknown_terms_are_refused(environment: pyt
         RouterSettings()
 
 
+@pytest.mark.parametrize("weight", ["-1", "1e7", "1e999", "NaN"])
+def test_a_weight_with_which_a_score_would_be_no_number_is_refused(
+    environment: pytest.MonkeyPatch, weight: str
+) -> None:
+    environment.setenv("ROUTER_SCORE_WEIGHTS", f'{{"price": {weight}}}')
+
+    with pytest.raises(ValidationError):
+        RouterSettings()
+
+
 @pytest.mark.parametrize("wrong", ['{"groq": {"patience": 3}}', '{"groq": {"connect_s": 0}}', '{"groq": 3}'])
 def test_clocks_of_providers_are_read_as_json_and_nonsense_is_refused(
     environment: pytest.MonkeyPatch, wrong: str

@@ -150,6 +150,17 @@ def test_memory_is_bounded_and_forgets_the_oldest() -> None:
     assert [is_free(board, candidate) for candidate in tenants] == [True] * 7 + [False] * 3
 
 
+def test_models_that_somebody_makes_up_push_no_rest_of_a_key_out() -> None:
+    board = Scoreboard(max_entries=3)
+    board.failed(OF_ACME, failure(FailureKind.RATE_LIMITED, retry_after_s=60), 0.0, began_at=0.0)
+
+    for number in range(10):
+        made_up = Candidate(GROQ, GROQ.facts(f"made-up-{number}"), key("other"))
+        board.failed(made_up, failure(FailureKind.MODEL_GONE), 0.0, began_at=0.0)
+
+    assert not is_free(board, OF_ACME)
+
+
 def test_the_tightest_quota_counts_until_it_is_reset(board: Scoreboard) -> None:
     quota = QuotaHeaders(
         remaining_requests=50, limit_requests=100, remaining_tokens=10, limit_tokens=1000, reset_tokens_s=5.0
