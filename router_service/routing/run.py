@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from router_service.domain.candidate import Candidate
 from router_service.domain.catalog import CallerGonePolicy
@@ -18,6 +19,7 @@ from router_service.domain.completion import CompletionRequest, CompletionResult
 from router_service.domain.errors import FailureKind
 from router_service.domain.tokens import estimate_input_tokens
 from router_service.domain.usage import AttemptOpened, AttemptStatus
+from router_service.routing import failures
 from router_service.routing.account import Account
 from router_service.routing.attempt import (
     Attempt,
@@ -299,7 +301,10 @@ class Run:
         )
 
     async def _refused(self) -> ServiceError:
-        """The error of a request for which no candidate was free, in the meantime or for want of places."""
+        """The error of a request for which no candidate was free: another took the probe meanwhile, or every place."""
+        blocks = self._succession.blocks()
+        if len(blocks) == len(self._plan.ranked):
+            return failures.nobody_to_ask(replace(self._plan, ranked=(), blocks=(*self._plan.blocks, *blocks)))
         error = self._shared.admission.all_busy(self._request)
         await record_refusal(self._shared, self._request, error)
         return error

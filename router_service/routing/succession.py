@@ -12,6 +12,7 @@ from router_service.domain.usage import Funding
 from router_service.routing.attempt import AttemptClocks
 from router_service.routing.planning import Plan
 from router_service.routing.retry_budgets import Further
+from router_service.routing.scoreboard import Block
 from router_service.routing.shared import Shared
 from router_service.routing.watchdog import Interrupted, Watchdog
 
@@ -40,6 +41,12 @@ class Succession:
     def first(self) -> Candidate | None:
         """The best candidate that is free, or None when all places are taken or all were blocked meanwhile."""
         return self._choose(Among.ANY, current=None)
+
+    def blocks(self) -> list[Block]:
+        """What keeps out, at this moment, candidates that were not tried yet."""
+        board, now = self._shared.scoreboard, self._shared.monotonic()
+        found = [board.block(each, now, is_only_candidate=self._is_last_resort) for each in self._remaining]
+        return [block for block in found if block is not None]
 
     async def after(self, current: Candidate, error: ProviderError, *, content_was_sent: bool) -> Candidate | None:
         """Who goes on after `current` failed; may wait a little for `current` itself. None when nobody does."""

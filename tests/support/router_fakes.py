@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -280,6 +280,7 @@ class World:
         settings: RoutingSettings | None = None,
         system_keys: Sequence[str] = (),
         tenant_keys: Sequence[str] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.providers = dict(providers)
         given = {item.name: item for item in specs}
@@ -302,6 +303,7 @@ class World:
             settings=settings,
             new_event_id=uuid7,
             counter=self.counter,
+            monotonic=monotonic,
             today=lambda: TODAY,
             luck=lambda: 0.0,
         )

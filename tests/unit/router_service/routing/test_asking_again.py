@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
@@ -171,3 +172,21 @@ async def test_five_failures_in_a_row_keep_the_route_closed_to_others() -> None:
 
     assert candidate_calls[-1] <= 5
     assert candidate_calls[-1] == candidate_calls[-2]
+
+
+async def test_whoever_comes_a_moment_behind_the_probe_is_told_of_the_failures_and_not_of_a_full_provider() -> None:
+    now = [0.0]
+    broken = FakeProvider([failure(FailureKind.UPSTREAM_BROKEN)])
+    world = World({"groq": broken}, monotonic=lambda: now[0])
+    while (await failure_of(world.router)).message.startswith("every attempt failed"):
+        now[0] += 0.01
+    asked_before = len(broken.calls)
+    now[0] += 5.0  # the probe is due
+
+    errors = await asyncio.gather(failure_of(world.router), failure_of(world.router))
+
+    assert len(broken.calls) == asked_before + 1
+    assert [error.reason for error in errors] == ["ALL_TARGETS_FAILED"] * 2
+    assert "kept out after repeated failures" in errors[1].message
+    assert errors[1].retry_after_s == pytest.approx(5.0)
+    assert {row.opened.provider for row in world.journal.rows} == {"groq"}
