@@ -9,6 +9,8 @@ from uuid import UUID
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router_service.api.convert import (
     completion_from_proto,
@@ -198,6 +200,49 @@ def test_a_schema_that_is_nested_without_end_is_refused_and_nothing_breaks() -> 
             ),
             rules,
         )
+
+
+def test_a_schema_that_is_too_long_is_refused_unread() -> None:
+    endless = '{"a":[' + "[]," * 2_700_000  # it breaks off: whoever reads it says so
+    form = completion.ResponseFormat(kind=completion.ResponseFormat.KIND_JSON_SCHEMA, json_schema=endless)
+
+    with pytest.raises(InvalidRequest) as refused:
+        converted(stream(response_format=form, tools=[completion.Tool(name="f", parameters_json_schema=endless)]))
+
+    told = {violation.field: violation.description for violation in refused.value.violations}
+    assert set(told) == {"messages", "response_format.json_schema", "tools[0].parameters_json_schema"}
+    assert told["tools[0].parameters_json_schema"] == "is 8100006 characters long; at most 100 are taken"
+
+
+_TEXTS = st.one_of(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=6,
+    ).map(json.dumps),
+    st.text(alphabet='{}[]:,"\\ue0 -+.1NaInfty\n\t', max_size=12).map(lambda text: '{"a":' + text),
+)
+
+
+@given(_TEXTS)
+def test_a_schema_is_taken_where_the_standard_says_that_it_is_an_object(text: str) -> None:
+    def no_constant(word: str) -> None:
+        raise ValueError(word)  # Python takes NaN and the infinities, the standard does not
+
+    try:
+        is_object = isinstance(json.loads(text, parse_constant=no_constant), dict)
+    except ValueError:
+        is_object = False
+    rules = RequestRules(RULES.names, new_request_id=RULES.new_request_id)
+    request = stream(tools=[completion.Tool(name="f", parameters_json_schema=text)])
+
+    try:
+        taken = completion_from_proto(request, rules).tools[0].parameters_json_schema
+    except InvalidRequest:
+        assert not is_object
+    else:
+        assert is_object
+        assert taken == text
 
 
 def test_a_schema_is_passed_on_as_it_was_written() -> None:
