@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 MAX_MESSAGES = 1000
 MAX_TOOLS = 128  # and calls of tools in one message
+MAX_CALLS = 4096  # in all messages
 MAX_IMAGES = 500  # in one message: more than any vendor takes
 MAX_STOPS = 4
 MAX_LABELS = 16
@@ -74,7 +76,9 @@ POLICIES = {
     completion.MIDSTREAM_FAILURE_POLICY_RESTART: MidstreamFailurePolicy.RESTART,
 }
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_IMAGE_URL = re.compile(r"https://[^\s]+|data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
+_HTTPS = "https://"
+_IMAGE_DATA = re.compile(r"data:image/[a-z0-9.+-]{1,100};base64,", re.IGNORECASE)
+_BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 _EFFORTS = ("", "low", "medium", "high")
 
 
@@ -131,6 +135,10 @@ class RequestCheck(Checker):
         if not 1 <= count <= MAX_MESSAGES:
             self.refuse("messages", f"must be 1 to {MAX_MESSAGES} messages, not {count}")
             return ()
+        calls = sum([len(message.tool_calls) for message in request.messages])
+        if calls > MAX_CALLS:
+            self.refuse("messages", f"hold {calls} tool calls; at most {MAX_CALLS} are taken")
+            return ()
         messages = tuple([self._message(i, message) for i, message in enumerate(request.messages)])
         characters = 0
         for message in messages:
@@ -173,7 +181,7 @@ class RequestCheck(Checker):
             self.refuse(f"{path}.content", "is required")
         images = message.image_urls if self.few(f"{path}.image_urls", len(message.image_urls), limit=MAX_IMAGES) else ()
         for i, url in enumerate(images):
-            if not _IMAGE_URL.fullmatch(url):
+            if not _is_image_url(url):
                 self.refuse(f"{path}.image_urls[{i}]", "must be an https URL or a base64 data URL of an image")
         return Message(
             role=role,
@@ -307,6 +315,15 @@ class RequestCheck(Checker):
             self.refuse(path, f"is no JSON text: {error}" if text else "is required: a JSON Schema as a JSON text")
         except RecursionError:
             self.refuse(path, "is nested too deeply")
+
+
+def _is_image_url(url: str) -> bool:
+    # A regular expression for all of it takes 200 ms for a megabyte of an image, this 4.
+    head = _IMAGE_DATA.match(url)
+    if head is None:
+        return url[: len(_HTTPS)].lower() == _HTTPS and len(url) > len(_HTTPS) and url.split() == [url]
+    data = url[head.end() :]
+    return bool(data) and data.isascii() and not data.encode().translate(None, _BASE64)
 
 
 class _AnyObject(msgspec.Struct):

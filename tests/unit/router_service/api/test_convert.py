@@ -142,7 +142,18 @@ CASES: list[tuple[dict[str, object], str]] = [
         {"messages": message(role=completion.ROLE_ASSISTANT, content="", tool_calls=[completion.ToolCall()] * 129)},
         "messages[0].tool_calls",
     ),
+    (
+        {"messages": message(role=completion.ROLE_ASSISTANT, tool_calls=[completion.ToolCall()] * 128) * 33},
+        "messages",
+    ),
     ({"messages": message(image_urls=["ftp://a.test/b"] * 501)}, "messages[0].image_urls"),
+    ({"messages": message(image_urls=["https://"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["https://a.test/b c"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["https://a.test/b\n"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["data:image/png;base64,"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["data:image/png;base64,AA AA"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["data:image/png;base64,\u00e4"])}, "messages[0].image_urls[0]"),
+    ({"messages": message(image_urls=["data:text/html;base64,AAAA"])}, "messages[0].image_urls[0]"),
     ({"messages": message(tool_call_id="1")}, "messages[0].tool_call_id"),
     ({"messages": message(role=completion.ROLE_TOOL)}, "messages[0].tool_call_id"),
     ({"messages": message(role=completion.ROLE_SYSTEM, image_urls=["https://a.test/b"])}, "messages[0].image_urls"),
@@ -186,6 +197,19 @@ CASES: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("fields", "path"), CASES)
 def test_a_bad_field_is_named_by_its_path(fields: dict[str, object], path: str) -> None:
     assert violated(stream(**fields)) == {path}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a.test/b?c=d#e",
+        "HTTPS://A.test/\u00e4",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "DATA:image/PNG;base64,AA==",
+    ],
+)
+def test_an_image_is_an_https_or_a_data_url(url: str) -> None:
+    assert converted(stream(messages=message(image_urls=[url]))).messages[0].image_urls == (url,)
 
 
 def test_a_schema_that_is_nested_without_end_is_refused_and_nothing_breaks() -> None:

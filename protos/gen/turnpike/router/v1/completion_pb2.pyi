@@ -168,7 +168,7 @@ class ChatMessage(_message.Message):
     """The call that this message answers. Required for ROLE_TOOL."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Tool calls that the model made, at most 128. Assistant messages only."""
+        """Tool calls that the model made, at most 128, and 4096 in all messages. Assistant messages only."""
 
     @_builtins.property
     def image_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
