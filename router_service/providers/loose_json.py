@@ -18,12 +18,17 @@ _MAX_COST_USD: Final = Decimal(1_000_000)
 _MAX_NUMBER_CHARACTERS: Final = 32
 
 
+MAX_ODD_BYTES: Final = 128 << 10  # of what has to be read generously, which takes 2 us for each byte of junk
+
+
 class NotJson(ValueError):
     """The bytes are no JSON, however generously read."""
 
 
 def decode_loosely(data: bytes) -> Any:
-    """The JSON value in `data`. Raises `NotJson`, without quoting the data."""
+    """The JSON value in `data`. Raises `NotJson`, without quoting the data, also where that is too long."""
+    if len(data) > MAX_ODD_BYTES:
+        raise NotJson("too long")
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -175,10 +175,10 @@ class ChatDecoder:
             if delta.content:
                 self._content.add_text(delta.content)
             if delta.tool_calls:
-                for part in delta.tool_calls:
-                    if not self._content.add_tool_call(part):
-                        self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, f"over {_MAX_TOOL_CALLS} tool calls"))
-                        return
+                parts = delta.tool_calls[:_MAX_TOOL_CALLS]
+                if not all(map(self._content.add_tool_call, parts)) or len(parts) < len(delta.tool_calls):
+                    self._stop(self.broken(FailureKind.PROTOCOL_VIOLATION, f"over {_MAX_TOOL_CALLS} tool calls"))
+                    return
         if choice.finish_reason:
             self._finish_reason = _FINISH_REASONS.get(choice.finish_reason)
 

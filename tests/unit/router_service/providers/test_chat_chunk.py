@@ -62,3 +62,13 @@ def test_what_is_decoded_together_is_what_it_is_one_by_one(data: list[bytes]) ->
 )
 def test_chunks_that_are_not_one_value_each_are_left_to_be_decoded_one_by_one(data: list[bytes]) -> None:
     assert decode_together(data) == []
+
+
+@pytest.mark.parametrize("odd", [b'{"id":5,', b'{"id":NaN,', b'{"id":"\\ud800",'])
+def test_an_odd_chunk_is_read_only_if_it_is_short(odd: bytes) -> None:
+    junk = b'"choices":[],"other":[' + b"[]," * 300_000 + b"1]}"
+
+    assert decode_chunk(odd + b'"choices":[],"model":"m"}').model == "m"
+    with pytest.raises(NotJson, match="too long"):
+        decode_chunk(odd + junk)
+    assert decode_chunk(b"{" + junk).choices == []

@@ -145,8 +145,11 @@ def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
     )
 
 
-def test_an_endless_number_of_tool_calls_is_a_fault() -> None:
-    deltas, end = read([chunk(tool_calls=[call(number, f"i{number}", "f", "") for number in range(1000)])])
+@pytest.mark.parametrize("odd", [[], [{"index": 0}] * 300_000])
+def test_an_endless_number_of_tool_calls_is_a_fault(odd: list[Any]) -> None:
+    calls = [call(number, f"i{number}", "f", "") for number in range(1000)]
+
+    deltas, end = read([chunk(tool_calls=calls + odd)])
 
     assert len(deltas[0].tool_calls) == 128
     assert isinstance(end, ProviderError)
