@@ -785,7 +785,9 @@ class CompletionFailure(_message.Message):
 
     @_builtins.property
     def partial_usage(self) -> _token_usage_pb2.TokenUsage:
-        """Tokens that the failed stream consumed, when content had been sent."""
+        """Tokens that the last attempt consumed, when content had been sent, or when the router ended it: at the deadline, when
+        the caller left, or when it stops.
+        """
 
     def __init__(
         self,
