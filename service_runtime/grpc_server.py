@@ -21,7 +21,7 @@ import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service_runtime import health
+from service_runtime import accepting, health
 from service_runtime.error_codec import DetailToProto
 from service_runtime.held_refusals import HeldRefusals
 from service_runtime.in_flight import InFlight
@@ -157,7 +157,7 @@ class GrpcServer:
         """
         # Checked by a socket of ours: gRPC would print its own lines about it, and bind to nothing.
         _require_free(self._host, self._port, reuse_port=self._reuse_port)
-        server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
+        server = accepting.server(interceptors=self._interceptors, options=self._options)
         registry = cast("grpc.aio.Server", _InOneQueue(server, self._has_own_queue))
         for register in self._services.values():
             register(registry)

@@ -58,6 +58,7 @@ class Echo:
             "Write": grpc.unary_stream_rpc_method_handler(self.Write, **coding),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)  # as generated code does, too
 
 
 def doing(unary: Callable[[str, Any], Awaitable[str]]) -> Echo:
