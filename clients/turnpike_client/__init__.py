@@ -118,7 +118,15 @@ from turnpike_client.errors import (
 from turnpike_client.limit_client import CALENDAR_MONTH, LimitClient
 from turnpike_client.price_book_client import PriceBookClient
 from turnpike_client.router_client import CompletionStream, RouterClient
-from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
+from turnpike_client.tenancy import (
+    ConfigChanges,
+    InferenceConfig,
+    ProviderToken,
+    ResealedTenant,
+    Tenant,
+    TokenVerification,
+    UnreadableToken,
+)
 from turnpike_client.tenant_client import TenantClient
 from turnpike_client.usage_client import UsageClient
 from turnpike_client.wire import new_event_id
@@ -189,6 +197,7 @@ __all__ = [
     "RecordDisposition",
     "RecordResult",
     "RepriceReport",
+    "ResealedTenant",
     "ResponseFormat",
     "ResponseKind",
     "Role",
@@ -218,6 +227,7 @@ __all__ = [
     "TurnpikeError",
     "Unavailable",
     "UnknownTenant",
+    "UnreadableToken",
     "UsageClient",
     "UsageEvent",
     "UsageFilter",

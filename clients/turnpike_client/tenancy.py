@@ -60,6 +60,39 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadableToken:
+    """A stored provider key that does not open, and why.
+
+    `missing_key_id`: the key-encryption key that the router would need for it; empty when it has to be stored again.
+    """
+
+    provider: str
+    explanation: str
+    missing_key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResealedTenant:
+    """What sealing a tenant's provider keys anew did.
+
+    `problem` says why nothing could be done; empty when it could. `active_key_id` and `other_key_ids` are the
+    key-encryption keys of the router that did it.
+    """
+
+    tenant_id: str
+    resealed_providers: tuple[str, ...]
+    unreadable_tokens: tuple[UnreadableToken, ...]
+    problem: str
+    active_key_id: str
+    other_key_ids: tuple[str, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every stored key of the tenant is sealed with the active key now."""
+        return not self.problem and not self.unreadable_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class TokenVerification:
     """What a provider said of a key, and why."""
 

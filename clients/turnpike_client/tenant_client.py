@@ -11,7 +11,15 @@ from turnpike.router.v1 import tenant_service_pb2 as pb
 from turnpike.router.v1 import tenant_service_pb2_grpc
 from turnpike_client.connection import Connection, Deadlines
 from turnpike_client.enums import TokenState, TokenVerdict, from_wire
-from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ProviderToken, Tenant, TokenVerification
+from turnpike_client.tenancy import (
+    ConfigChanges,
+    InferenceConfig,
+    ProviderToken,
+    ResealedTenant,
+    Tenant,
+    TokenVerification,
+    UnreadableToken,
+)
 from turnpike_client.wire import instant
 
 
@@ -96,6 +104,32 @@ class TenantClient:
         )
         return TokenVerification(from_wire(TokenVerdict, response.verdict), response.explanation)
 
+    async def reseal_tokens(self, tenant_id: str) -> ResealedTenant:
+        """Seal a tenant's provider keys anew with the router's active key-encryption key. Raises UnknownTenant.
+
+        Nothing changes for a key that is sealed with it already, so it may be repeated.
+        """
+        response: pb.ResealProviderTokensResponse = await self._call(
+            self._stub().ResealProviderTokens, pb.ResealProviderTokensRequest(tenant_id=tenant_id)
+        )
+        [resealed] = resealed_from_proto(response)
+        return resealed
+
+    async def reseal_all_tokens(self, *, page_size: int = 0) -> AsyncIterator[ResealedTenant]:
+        """Seal every tenant's provider keys anew, page by page, oldest tenant first.
+
+        Each page is done before its tenants are given; the next is done when it is asked for.
+        """
+        token = ""
+        while True:
+            request = pb.ResealProviderTokensRequest(page_size=page_size, page_token=token)
+            response: pb.ResealProviderTokensResponse = await self._call(self._stub().ResealProviderTokens, request)
+            for resealed in resealed_from_proto(response):
+                yield resealed
+            token = response.next_page_token
+            if not token:
+                return
+
     async def invalidate_cache(self, tenant_id: str = "") -> None:
         """Make every router re-read one tenant, or all."""
         await self._call(self._stub().InvalidateCache, pb.InvalidateCacheRequest(tenant_id=tenant_id))
@@ -132,6 +166,24 @@ def config_from_proto(message: pb.InferenceConfig) -> InferenceConfig:
         score_weights=dict(message.score_weights),
         allowed_providers=tuple(message.allowed_providers),
         allow_system_keys=message.allow_system_keys if message.HasField("allow_system_keys") else True,
+    )
+
+
+def resealed_from_proto(message: pb.ResealProviderTokensResponse) -> tuple[ResealedTenant, ...]:
+    """What was done for each tenant of a page."""
+    return tuple(
+        ResealedTenant(
+            tenant_id=tenant.tenant_id,
+            resealed_providers=tuple(tenant.resealed_providers),
+            unreadable_tokens=tuple(
+                UnreadableToken(token.provider, token.explanation, token.missing_key_id)
+                for token in tenant.unreadable_tokens
+            ),
+            problem=tenant.error.message,
+            active_key_id=message.active_key_id,
+            other_key_ids=tuple(message.other_key_ids),
+        )
+        for tenant in message.tenants
     )
 
 

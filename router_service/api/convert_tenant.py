@@ -17,6 +17,8 @@ from router_service.domain.tenant import InferenceConfig
 from router_service.routing.ports import KeyVerdict
 from router_service.tenants.rows import ParsedTenant, StoredKey, TenantRow
 from router_service.tenants.sealed_keys import checked_token
+from router_service.tenants.store import Resealed
+from service_runtime.error_codec import to_status
 from service_runtime.errors import FieldViolation, InvalidRequest
 from turnpike.router.v1 import tenant_service_pb2 as pb
 
@@ -305,6 +307,21 @@ def _key_to_proto(key: StoredKey, states: KeyStates) -> pb.ProviderToken:
     created = _timestamp(key.created_at) if key.created_at else None
     return pb.ProviderToken(
         provider=key.provider, last4=key.last4, fingerprint=key.fingerprint, state=state, create_time=created
+    )
+
+
+def resealed_to_proto(resealed: Resealed) -> pb.ResealedTenant:
+    """What resealing did for a tenant, or why nothing."""
+    return pb.ResealedTenant(
+        tenant_id=str(resealed.tenant_id),
+        resealed_providers=resealed.providers,
+        unreadable_tokens=[
+            pb.UnreadableProviderToken(
+                provider=key.provider, explanation=key.unreadable, missing_key_id=key.missing_key_id
+            )
+            for key in resealed.unreadable
+        ],
+        error=None if resealed.error is None else to_status(resealed.error),
     )
 
 

@@ -16,6 +16,7 @@ from router_service.api.convert_tenant import (
     change_from_proto,
     new_tenant_from_proto,
     new_token_from_proto,
+    resealed_to_proto,
     tenant_id_from,
     tenant_to_proto,
     token_owner_from_proto,
@@ -25,7 +26,7 @@ from router_service.domain.catalog import ProviderNames, ProviderSpec
 from router_service.routing.ports import KeyVerdict, Provider
 from router_service.tenants.cache import TenantCache
 from router_service.tenants.rows import ParsedTenant
-from router_service.tenants.store import TenantEntry, TenantStore, unknown_tenant
+from router_service.tenants.store import Resealed, TenantEntry, TenantStore, unknown_tenant
 from service_runtime.errors import Category, InvalidRequest, ServiceError
 from turnpike.router.v1 import tenant_service_pb2 as pb
 from turnpike.router.v1 import tenant_service_pb2_grpc as pb_grpc
@@ -64,13 +65,9 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         return pb.GetTenantResponse(tenant=self._shown(await self._existing(tenant_id_from(request.tenant_id))))
 
     async def ListTenants(self, request: pb.ListTenantsRequest, _context: Any) -> pb.ListTenantsResponse:
-        if not 0 <= request.page_size <= _MAX_PAGE:
-            raise InvalidRequest.at(
-                "page_size", f"must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}, not {request.page_size}"
-            )
-        size = request.page_size or _DEFAULT_PAGE
+        size = _page_size(request.page_size)
         rows = await self._store.page(_position(request.page_token), size + 1)
-        token = _token(rows[size - 1]) if len(rows) > size else ""
+        token = _token(rows[size - 1].created_at, _id_of(rows[size - 1])) if len(rows) > size else ""
         return pb.ListTenantsResponse(tenants=[self._shown(row) for row in rows[:size]], next_page_token=token)
 
     async def UpdateTenant(self, request: pb.UpdateTenantRequest, _context: Any) -> pb.UpdateTenantResponse:
@@ -105,6 +102,30 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         self._verdicts.remember(provider, credential.fingerprint, verdict)
         return pb.VerifyProviderTokenResponse(verdict=verdict_to_proto(verdict), explanation=explanation)
 
+    async def ResealProviderTokens(
+        self, request: pb.ResealProviderTokensRequest, _context: Any
+    ) -> pb.ResealProviderTokensResponse:
+        # The caches need not be told: the table's trigger tells them, and what they hold until then is the same key.
+        active_key_id, *other_key_ids = self._store.key_ids
+        answer = pb.ResealProviderTokensResponse(active_key_id=active_key_id, other_key_ids=other_key_ids)
+        if request.tenant_id:
+            tenant_id = tenant_id_from(request.tenant_id)
+            if request.page_token:
+                raise InvalidRequest.at("page_token", "must be empty beside a tenant_id, which is no page")
+            answer.tenants.append(resealed_to_proto(await self._resealed(tenant_id)))
+            return answer
+        size = _page_size(request.page_size)
+        positions = await self._store.positions(_position(request.page_token), size + 1)
+        for _created_at, tenant_id in positions[:size]:
+            try:
+                answer.tenants.append(resealed_to_proto(await self._resealed(tenant_id)))
+            except ServiceError as error:
+                if error.category is not Category.NOT_FOUND:  # deleted since the page was read
+                    raise
+        if len(positions) > size:
+            answer.next_page_token = _token(*positions[size - 1])
+        return answer
+
     async def InvalidateCache(self, request: pb.InvalidateCacheRequest, _context: Any) -> pb.InvalidateCacheResponse:
         tenant_id = tenant_id_from(request.tenant_id) if request.tenant_id else None
         # This router first: it hears its own notification too, but the next request may come sooner.
@@ -114,6 +135,12 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
             self._cache.invalidate(tenant_id)
         await self._store.invalidate(tenant_id)
         return pb.InvalidateCacheResponse()
+
+    async def _resealed(self, tenant_id: UUID) -> Resealed:
+        resealed = await self._store.reseal(tenant_id)
+        if resealed.providers:
+            _log.info("tenant.tokens_resealed", tenant_id=str(tenant_id), providers=list(resealed.providers))
+        return resealed
 
     async def _existing(self, tenant_id: UUID) -> ParsedTenant:
         parsed = await self._store.get(tenant_id)
@@ -166,9 +193,18 @@ def _no_usable_key(tenant_id: UUID, provider: str, why_unusable: str | None) -> 
     )
 
 
-def _token(last: TenantEntry) -> str:
-    tenant_id = last.tenant.id if isinstance(last, ParsedTenant) else last.id
-    return base64.urlsafe_b64encode(f"v1|{last.created_at.isoformat()}|{tenant_id}".encode()).decode()
+def _page_size(asked: int) -> int:
+    if not 0 <= asked <= _MAX_PAGE:
+        raise InvalidRequest.at("page_size", f"must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}, not {asked}")
+    return asked or _DEFAULT_PAGE
+
+
+def _id_of(entry: TenantEntry) -> UUID:
+    return entry.tenant.id if isinstance(entry, ParsedTenant) else entry.id
+
+
+def _token(created_at: datetime, tenant_id: UUID) -> str:
+    return base64.urlsafe_b64encode(f"v1|{created_at.isoformat()}|{tenant_id}".encode()).decode()
 
 
 def _position(token: str) -> tuple[datetime, UUID] | None:
@@ -182,5 +218,5 @@ def _position(token: str) -> tuple[datetime, UUID] | None:
     except (binascii.Error, UnicodeError, ValueError):
         pass
     raise InvalidRequest.at(
-        "page_token", "is not a token of ListTenants; take it from the page before, or leave it empty"
+        "page_token", "is not a token of this list; take it from the page before, or leave it empty"
     )

@@ -20,6 +20,13 @@ FROM tenants
 WHERE (created_at, id) > (coalesce($1::timestamptz, '-infinity'), coalesce($2::uuid, '00000000-0000-0000-0000-000000000000'))
 ORDER BY created_at, id LIMIT $3;
 
+-- name: list_positions
+-- Where the tenants of a page stand in the order of list_tenants.
+SELECT created_at, id
+FROM tenants
+WHERE (created_at, id) > (coalesce($1::timestamptz, '-infinity'), coalesce($2::uuid, '00000000-0000-0000-0000-000000000000'))
+ORDER BY created_at, id LIMIT $3;
+
 -- name: list_versions
 -- The versions of the tenants that a router holds.
 SELECT id, version FROM tenants WHERE id = ANY($1::uuid[]);
@@ -46,7 +53,7 @@ UPDATE tenants SET llm_tokens = (CASE jsonb_typeof(llm_tokens) WHEN 'object' THE
 RETURNING id, name, left(llm_tokens::text, 65537) AS llm_tokens, left(inference_config::text, 65537) AS inference_config, version, created_at, updated_at;
 
 -- name: seal_tokens
--- Sealed keys in place of those in clear, unless somebody changed the row in between.
+-- Newly sealed keys in place of those in clear or sealed with an older key, unless somebody changed the row in between.
 UPDATE tenants SET llm_tokens = $3::jsonb WHERE id = $1 AND version = $2
 RETURNING id, name, left(llm_tokens::text, 65537) AS llm_tokens, left(inference_config::text, 65537) AS inference_config, version, created_at, updated_at;
 

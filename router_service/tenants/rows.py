@@ -42,13 +42,17 @@ class TenantRow:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What may be known of a stored key. `unreadable` says why it cannot be used; empty when it can."""
+    """What may be known of a stored key. `unreadable` says why it cannot be used; empty when it can.
+
+    `missing_key_id` names the key-encryption key that an unreadable one was sealed with, if the ring does not have it.
+    """
 
     provider: str
     last4: str
     fingerprint: str
     created_at: datetime | None
     unreadable: str = ""
+    missing_key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,8 @@ class RowReader:
         try:
             secret = self._ring.open(_key_text(entry), tenant_id=row.id, provider=provider)
         except UnreadableKey as error:
-            return None, StoredKey(provider, "", "", created_at, f"{error}; store it again")
+            reason = f"{error}; store it again"
+            return None, StoredKey(provider, "", "", created_at, reason, error.missing_key_id)
         return secret, self._stored(row, provider, secret, created_at)
 
     def _plaintext_key(self, row: TenantRow, provider: str, text: str) -> tuple[Secret | None, StoredKey]:

@@ -39,7 +39,14 @@ _VARIABLE = "TURNPIKE_KEY_ENCRYPTION_KEYS"
 
 
 class UnreadableKey(Exception):
-    """A stored key cannot be opened. The message says why and never holds the key."""
+    """A stored key cannot be opened. The message says why and never holds the key.
+
+    `missing_key_id`: the key-encryption key that may open it and that the ring does not have; empty when none would.
+    """
+
+    def __init__(self, message: str, *, missing_key_id: str = "") -> None:
+        super().__init__(message)
+        self.missing_key_id = missing_key_id
 
 
 def checked_token(text: str) -> Secret | None:
@@ -144,7 +151,10 @@ class KeyRing:
         if not sealed.startswith(SEALED_PREFIX) or not encoded:
             raise UnreadableKey("it is not in the sealed form")
         if key_id not in self._keys:
-            raise UnreadableKey(f"it was sealed with the key {key_id[:32]!r}, which is not in {_VARIABLE}")
+            raise UnreadableKey(
+                f"it was sealed with the key {key_id[:32]!r}, which is not in {_VARIABLE}",
+                missing_key_id=key_id if _KEY_ID.fullmatch(key_id) else "",
+            )
         try:
             raw = base64.b64decode(encoded, validate=True)
             opened = AESGCM(self._derive(key_id, "seal", tenant_id)).decrypt(
@@ -157,6 +167,11 @@ class KeyRing:
             raise UnreadableKey("it holds characters that no provider key has")
         return secret
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of its keys, the active one first. They are no secret."""
+        return (self._active, *(key_id for key_id in self._keys if key_id != self._active))
+
     def is_current(self, sealed: str) -> bool:
         """Whether a sealed key was sealed with the active key."""
         return sealed.startswith(f"{SEALED_PREFIX}{self._active}:")
@@ -164,7 +179,9 @@ class KeyRing:
     def fingerprint(self, secret: Secret, *, tenant_id: UUID | None) -> str:
         """A short keyed name of a key: equal keys of one tenant have equal ones. None is for the operator's keys.
 
-        It is derived from the oldest key of the ring, so that it survives a rotation while that key stays.
+        It is derived from the last key of the ring, the oldest, so that it survives a rotation while that key stays.
+        When that is dropped every key has a new one: nothing that is kept compares them but enquiries after late
+        counts, which a router that starts anew then gives up.
         """
         oldest = list(self._keys)[-1]
         mac = hmac.HMAC(self._derive(oldest, "fingerprint", tenant_id), hashes.SHA256())

@@ -16,7 +16,7 @@ import structlog
 
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.secret import Secret
-from router_service.tenants.rows import CONFIG_INVALID, ParsedTenant, RowReader, TenantRow
+from router_service.tenants.rows import CONFIG_INVALID, ParsedTenant, RowReader, StoredKey, TenantRow
 from router_service.tenants.sealed_keys import KeyRing
 from service_runtime.errors import Category, ServiceError
 from service_runtime.postgres import Postgres, load_queries
@@ -35,6 +35,8 @@ _PASSING_FAILURES = (
     asyncpg.LockNotAvailableError,
 )
 
+_ATTEMPTS = 5  # at a change that others overtake
+
 _QUERIES = load_queries(Path(__file__).with_name("queries.sql"))
 _log = structlog.get_logger(__name__)
 
@@ -45,10 +47,15 @@ TenantEntry = ParsedTenant | TenantRow
 
 @dataclass(frozen=True, slots=True)
 class Resealed:
-    """What resealing a tenant did: the providers whose keys were sealed anew, and those whose keys do not open."""
+    """What resealing a tenant did: the providers whose keys were sealed anew, and the keys that do not open.
 
-    providers: tuple[str, ...]
-    unreadable: tuple[str, ...]
+    `error` says why nothing could be done: the row is broken, or was changed again and again meanwhile.
+    """
+
+    tenant_id: UUID
+    providers: tuple[str, ...] = ()
+    unreadable: tuple[StoredKey, ...] = ()
+    error: ServiceError | None = None
 
 
 class TenantStore:
@@ -85,6 +92,13 @@ class TenantStore:
             records = await connection.fetch(_QUERIES["list_tenants"], created_at, tenant_id, limit)
         return [self._parsed_or_raw(_row(record)) for record in records]
 
+    async def positions(self, after: tuple[datetime, UUID] | None, limit: int) -> list[tuple[datetime, UUID]]:
+        """Creation times and ids of the tenants that `page` would give."""
+        created_at, tenant_id = after or (None, None)
+        async with self._connection() as connection:
+            records = await connection.fetch(_QUERIES["list_positions"], created_at, tenant_id, limit)
+        return [(record["created_at"], record["id"]) for record in records]
+
     async def versions(self, tenant_ids: list[UUID]) -> Mapping[UUID, int]:
         """The versions of those tenants that exist."""
         async with self._connection() as connection:
@@ -115,7 +129,7 @@ class TenantStore:
         when the tenant does not have the expected version.
         """
         actual_version = 0
-        for _attempt in range(5):
+        for _attempt in range(_ATTEMPTS):
             row = await self._one("get_tenant", tenant_id)
             if row is None:
                 raise unknown_tenant(tenant_id)
@@ -150,21 +164,35 @@ class TenantStore:
     async def reseal(self, tenant_id: UUID) -> Resealed:
         """Seal a tenant's keys anew with the active key-encryption key, after that was rotated.
 
-        Keys in clear are sealed too. Those that no key of the ring opens are left as they are and named.
+        Keys in clear are sealed too. Those that no key of the ring opens are left as they are and named. When somebody
+        changes the row meanwhile it is done again with what is there then. Raises NOT_FOUND; what else is wrong with
+        the tenant is told in the result, for there are others to go on with.
+
+        `on_read` learns nothing of it: all tenants in turn would push out of the copy on disk those that are served.
         """
-        row = await self._one("get_tenant", tenant_id)
-        if row is None:
-            raise unknown_tenant(tenant_id)
-        parsed = await self._understood(row)
-        outdated = {
-            provider: credential.secret
-            for provider, credential in parsed.tenant.credentials.items()
-            if provider not in parsed.sealed_currently and provider not in parsed.plaintext
-        }
-        was_resealed = not outdated or await self._replaced_keys(row, outdated) is not None
-        return Resealed(
-            tuple(sorted(outdated)) if was_resealed else (), tuple(sorted(parsed.tenant.unusable_credentials))
-        )
+        for _attempt in range(_ATTEMPTS):
+            row = await self._one("get_tenant", tenant_id)
+            if row is None:
+                raise unknown_tenant(tenant_id)
+            try:
+                parsed = self._reader.read(row)
+            except ServiceError as error:
+                return Resealed(tenant_id, error=error)
+            outdated = {
+                provider: credential.secret
+                for provider, credential in parsed.tenant.credentials.items()
+                if provider not in parsed.sealed_currently
+            }
+            stored_at = {key.provider: key.created_at for key in parsed.keys}
+            if not outdated or await self._replaced_keys(row, outdated, stored_at) is not None:
+                unreadable = tuple(sorted((key for key in parsed.keys if key.unreadable), key=_provider_of))
+                return Resealed(tenant_id, tuple(sorted(outdated)), unreadable)
+        return Resealed(tenant_id, error=_kept_changing(tenant_id))
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of the key-encryption keys, the one that seals first."""
+        return self._ring.key_ids
 
     async def invalidate(self, tenant_id: UUID | None) -> None:
         """Tell every router to read a tenant anew; None for all."""
@@ -221,16 +249,27 @@ class TenantStore:
         _log.warning("tenant.keys_sealed", tenant_id=str(row.id), providers=sorted(parsed.plaintext))
         return updated, self._reader.read(updated)
 
-    async def _replaced_keys(self, row: TenantRow, secrets: Mapping[str, Secret]) -> TenantRow | None:
-        """The row with these keys sealed by the active key; None when somebody changed it since it was read."""
+    async def _replaced_keys(
+        self, row: TenantRow, secrets: Mapping[str, Secret], stored_at: Mapping[str, datetime | None] | None = None
+    ) -> TenantRow | None:
+        """The row with these keys sealed by the active key; None when somebody changed it since it was read.
+
+        `stored_at` tells of a provider when its key was stored; without it, now.
+        """
         tokens: dict[str, Any] = json.loads(row.llm_tokens)
         kept = {name: value for name, value in tokens.items() if self._names.normalise(name) not in secrets}
-        sealed = {provider: self._sealed(row.id, provider, secret) for provider, secret in secrets.items()}
+        sealed = {
+            provider: self._sealed(row.id, provider, secret, (stored_at or {}).get(provider))
+            for provider, secret in secrets.items()
+        }
         return await self._one("seal_tokens", row.id, row.version, json.dumps(kept | sealed))
 
-    def _sealed(self, tenant_id: UUID, provider: str, secret: Secret) -> dict[str, str]:
+    def _sealed(
+        self, tenant_id: UUID, provider: str, secret: Secret, stored_at: datetime | None = None
+    ) -> dict[str, str]:
         self._on_secret(secret.reveal())
-        return self._ring.seal(secret, tenant_id=tenant_id, provider=provider).to_json(self._now().isoformat())
+        sealed = self._ring.seal(secret, tenant_id=tenant_id, provider=provider)
+        return sealed.to_json((stored_at or self._now()).isoformat())
 
     def _parsed_or_raw(self, row: TenantRow) -> TenantEntry:
         try:
@@ -275,6 +314,19 @@ def _version_moved(tenant_id: UUID, expected: int, actual: int) -> ServiceError:
         f"tenant {tenant_id} is at version {actual}, not {expected}; read it again and repeat the change",
         metadata={"tenant_id": str(tenant_id), "config_version": str(actual)},
     )
+
+
+def _kept_changing(tenant_id: UUID) -> ServiceError:
+    return ServiceError(
+        Category.ABORTED,
+        "CONFIG_VERSION_MOVED",
+        f"tenant {tenant_id} was changed {_ATTEMPTS} times while its keys were being sealed anew; do it again",
+        metadata={"tenant_id": str(tenant_id)},
+    )
+
+
+def _provider_of(key: StoredKey) -> str:
+    return key.provider
 
 
 def _row(record: asyncpg.Record) -> TenantRow:

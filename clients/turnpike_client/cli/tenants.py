@@ -12,11 +12,13 @@ import click
 
 from turnpike_client.cli.options import Pair, json_option
 from turnpike_client.cli.output import moment, print_json, print_table, yes_no
+from turnpike_client.cli.resealing import advice, is_finished, key_rows, summary
 from turnpike_client.cli.session import Session, pass_session
 from turnpike_client.enums import TokenVerdict
-from turnpike_client.tenancy import ConfigChanges, InferenceConfig, Tenant, TokenVerification
+from turnpike_client.tenancy import ConfigChanges, InferenceConfig, ResealedTenant, Tenant, TokenVerification
 
 EXIT_INVALID_KEY = 1
+EXIT_NOT_RESEALED = 1
 
 
 @click.group()
@@ -159,6 +161,39 @@ def verify_token(session: Session, *, tenant_id: str, provider: str, as_json: bo
         print_table(["verdict", "explanation"], [(verification.verdict, verification.explanation)], empty="")
     if verification.verdict is TokenVerdict.INVALID:
         raise click.exceptions.Exit(EXIT_INVALID_KEY)
+
+
+@tenants.command()
+@click.argument("tenant_id", metavar="[TENANT]", required=False)
+@click.option("--all", "is_for_all", is_flag=True, help="Every tenant.")
+@json_option
+@pass_session
+def reseal(session: Session, *, tenant_id: str | None, is_for_all: bool, as_json: bool) -> None:
+    """Seal the stored provider keys of a tenant, or with --all of every tenant, with the newest key-encryption key.
+
+    To be run after a key was put first in TURNPIKE_KEY_ENCRYPTION_KEYS and every router was restarted; afterwards the
+    older keys can go. It may be repeated. Exits with 1 when a key could not be sealed anew.
+    """
+    if (tenant_id is None) is not is_for_all:
+        raise click.UsageError("name a tenant, or all of them with --all")
+
+    async def work() -> list[ResealedTenant]:
+        async with session.router_client() as router:
+            if tenant_id is not None:
+                return [await router.tenants.reseal_tokens(tenant_id)]
+            return [tenant async for tenant in router.tenants.reseal_all_tokens()]
+
+    done = session.run(work())
+    if as_json:
+        print_json(done)
+    else:
+        if rows := key_rows(done):
+            print_table(["tenant", "key for", "sealed anew", "why not"], rows, empty="")
+        click.echo(summary(done))
+    for line in advice(done, is_for_all=is_for_all):
+        click.echo(line, err=True)
+    if not is_finished(done):
+        raise click.exceptions.Exit(EXIT_NOT_RESEALED)
 
 
 @tenants.command("set-config")

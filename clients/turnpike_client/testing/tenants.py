@@ -8,6 +8,7 @@ import uuid
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, status_pb2
 
 from turnpike.router.v1 import tenant_service_pb2 as pb
 from turnpike.router.v1 import tenant_service_pb2_grpc
@@ -16,13 +17,21 @@ from turnpike_client.testing.replies import fail
 
 
 class FakeTenants(tenant_service_pb2_grpc.TenantServiceServicer):
-    """Keeps `tenants` by id and, for the test to look at, every provider key in clear in `tokens`."""
+    """Keeps `tenants` by id and, for the test to look at, every provider key in clear in `tokens`.
+
+    Keys of `outdated_tokens` are sealed with an older key-encryption key; those of `unreadable_tokens` do not open, for
+    want of the named one or, where that is empty, at all. `broken_tenants` maps an id to what is wrong with its row.
+    """
 
     def __init__(self) -> None:
         self.tenants: dict[str, pb.Tenant] = {}
         self.tokens: dict[tuple[str, str], str] = {}
         self.rejected_tokens: set[str] = set()
         self.invalidated_tenant_ids: list[str] = []
+        self.key_ids = ["k2", "k1"]
+        self.outdated_tokens: set[tuple[str, str]] = set()
+        self.unreadable_tokens: dict[tuple[str, str], str] = {}
+        self.broken_tenants: dict[str, str] = {}
 
     async def CreateTenant(self, request: pb.CreateTenantRequest, context: Any) -> pb.CreateTenantResponse:
         if not request.name:
@@ -48,11 +57,8 @@ class FakeTenants(tenant_service_pb2_grpc.TenantServiceServicer):
         return pb.GetTenantResponse(tenant=await self._find(request.tenant_id, context))
 
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Any) -> pb.ListTenantsResponse:
-        size = request.page_size or 50
-        start = int(request.page_token or 0)
-        tenants = list(self.tenants.values())
-        following = str(start + size) if start + size < len(tenants) else ""
-        return pb.ListTenantsResponse(tenants=tenants[start : start + size], next_page_token=following)
+        tenants, following = self._page(request.page_size, request.page_token)
+        return pb.ListTenantsResponse(tenants=tenants, next_page_token=following)
 
     async def UpdateTenant(self, request: pb.UpdateTenantRequest, context: Any) -> pb.UpdateTenantResponse:
         tenant = await self._find(request.tenant_id, context)
@@ -92,9 +98,49 @@ class FakeTenants(tenant_service_pb2_grpc.TenantServiceServicer):
             return pb.VerifyProviderTokenResponse(verdict=pb.TOKEN_VERDICT_INVALID, explanation="rejected")
         return pb.VerifyProviderTokenResponse(verdict=pb.TOKEN_VERDICT_VALID, explanation="accepted")
 
+    async def ResealProviderTokens(
+        self, request: pb.ResealProviderTokensRequest, context: Any
+    ) -> pb.ResealProviderTokensResponse:
+        if request.tenant_id:
+            tenants, following = [await self._find(request.tenant_id, context)], ""
+        else:
+            tenants, following = self._page(request.page_size, request.page_token)
+        return pb.ResealProviderTokensResponse(
+            tenants=[self._resealed(tenant) for tenant in tenants],
+            next_page_token=following,
+            active_key_id=self.key_ids[0],
+            other_key_ids=self.key_ids[1:],
+        )
+
     async def InvalidateCache(self, request: pb.InvalidateCacheRequest, context: Any) -> pb.InvalidateCacheResponse:
         self.invalidated_tenant_ids.append(request.tenant_id)
         return pb.InvalidateCacheResponse()
+
+    def _page(self, page_size: int, page_token: str) -> tuple[list[pb.Tenant], str]:
+        size = page_size or 50
+        start = int(page_token or 0)
+        tenants = list(self.tenants.values())
+        return tenants[start : start + size], str(start + size) if start + size < len(tenants) else ""
+
+    def _resealed(self, tenant: pb.Tenant) -> pb.ResealedTenant:
+        if problem := self.broken_tenants.get(tenant.id):
+            error = status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message=problem)
+            return pb.ResealedTenant(tenant_id=tenant.id, error=error)
+        answer = pb.ResealedTenant(tenant_id=tenant.id)
+        for token in tenant.provider_tokens:
+            place = (tenant.id, token.provider)
+            if place in self.unreadable_tokens:
+                answer.unreadable_tokens.add(
+                    provider=token.provider,
+                    explanation="it does not open; store it again",
+                    missing_key_id=self.unreadable_tokens[place],
+                )
+            elif place in self.outdated_tokens:
+                self.outdated_tokens.remove(place)
+                answer.resealed_providers.append(token.provider)
+        if answer.resealed_providers:
+            self._changed(tenant)
+        return answer
 
     async def _find(self, tenant_id: str, context: Any) -> pb.Tenant:
         tenant = self.tenants.get(tenant_id)

@@ -162,6 +162,8 @@ async def test_no_server_is_one_line_and_exit_code_3(run: Run, arguments: tuple[
         ("chat", "Hi"),
         ("usage", "--tenant", TENANT, "--since", "yesterday"),
         ("tenants", "set-config", TENANT),
+        ("tenants", "reseal"),
+        ("tenants", "reseal", TENANT, "--all"),
         ("tenants", "set-config", TENANT, "--weight", "price=much"),
         ("tenants", "set-config", TENANT, "--allow-provider", "groq", "--allow-all-providers"),
         ("tenants", "set-token", TENANT, "groq", "--from-env", "NOT_SET_ANYWHERE"),
@@ -246,6 +248,25 @@ async def test_a_rejected_key_is_told_by_the_exit_code(turnpike: FakeTurnpike, r
 
     assert result.exit_code == 1
     assert json.loads(result.stdout)["verdict"] == "invalid"
+
+
+async def test_keys_are_sealed_anew_and_the_exit_code_tells_whether_all_were(turnpike: FakeTurnpike, run: Run) -> None:
+    await run("tenants", "create", "acme", "--id", TENANT)
+    await run("tenants", "set-token", TENANT, "groq", stdin=KEY)
+    await run("tenants", "create", "globex")
+    turnpike.tenants.outdated_tokens.add((TENANT, "groq"))
+
+    done = await run("tenants", "reseal", "--all")
+    turnpike.tenants.unreadable_tokens[TENANT, "groq"] = "k0"
+    left = await run("tenants", "reseal", TENANT)
+    as_json = await run("tenants", "reseal", TENANT, "--json")
+
+    assert done.exit_code == 0
+    assert "1 key sealed anew with 'k2', 2 tenants looked at" in done.stdout
+    assert "no stored key needs 'k1' any more" in done.stderr
+    assert left.exit_code == as_json.exit_code == 1
+    assert "put 'k0' back into TURNPIKE_KEY_ENCRYPTION_KEYS" in left.stderr
+    assert json.loads(as_json.stdout)[0]["unreadable_tokens"][0]["missing_key_id"] == "k0"
 
 
 async def test_the_books_are_printed(turnpike: FakeTurnpike, usage: UsageClient, run: Run) -> None:

@@ -111,3 +111,36 @@ async def test_refusals_name_what_is_wrong(router: RouterClient) -> None:
 
     assert [violation.field for violation in caught.value.violations] == ["token"]
     assert "short" not in str(caught.value)
+
+
+async def test_keys_of_one_tenant_are_sealed_anew_and_what_does_not_open_is_told(
+    turnpike: FakeTurnpike, router: RouterClient
+) -> None:
+    tenant = await router.tenants.create("acme", provider_tokens={"groq": KEY, "llm7": KEY})
+    turnpike.tenants.outdated_tokens.add((tenant.id, "groq"))
+    turnpike.tenants.unreadable_tokens[tenant.id, "llm7"] = "k0"
+
+    first, again = [await router.tenants.reseal_tokens(tenant.id) for _ in range(2)]
+
+    assert (first.tenant_id, first.resealed_providers, first.problem) == (tenant.id, ("groq",), "")
+    assert [(token.provider, token.missing_key_id) for token in first.unreadable_tokens] == [("llm7", "k0")]
+    assert (first.active_key_id, first.other_key_ids) == ("k2", ("k1",))
+    assert not first.is_done
+    assert again.resealed_providers == ()
+    with pytest.raises(UnknownTenant):
+        await router.tenants.reseal_tokens("nope")
+
+
+async def test_keys_of_all_tenants_are_sealed_anew_over_all_pages_and_a_broken_tenant_stops_nothing(
+    turnpike: FakeTurnpike, router: RouterClient
+) -> None:
+    made = [await router.tenants.create(f"tenant {index}", provider_tokens={"groq": KEY}) for index in range(7)]
+    turnpike.tenants.outdated_tokens.update((tenant.id, "groq") for tenant in made)
+    turnpike.tenants.broken_tenants[made[3].id] = "inference_config must be a JSON object"
+
+    done = [resealed async for resealed in router.tenants.reseal_all_tokens(page_size=3)]
+
+    assert [resealed.tenant_id for resealed in done] == [tenant.id for tenant in made]
+    assert [resealed.is_done for resealed in done] == [True, True, True, False, True, True, True]
+    assert done[3].problem == "inference_config must be a JSON object"
+    assert turnpike.tenants.outdated_tokens == {(made[3].id, "groq")}

@@ -6,10 +6,16 @@ from uuid import UUID
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from router_service.api.convert_tenant import change_from_proto, new_tenant_from_proto, new_token_from_proto
+from router_service.api.convert_tenant import (
+    change_from_proto,
+    new_tenant_from_proto,
+    new_token_from_proto,
+    resealed_to_proto,
+)
 from router_service.domain.catalog import ProviderNames
-from router_service.tenants.rows import TenantRow
-from service_runtime.errors import InvalidRequest
+from router_service.tenants.rows import StoredKey, TenantRow
+from router_service.tenants.store import Resealed
+from service_runtime.errors import Category, InvalidRequest, ServiceError
 from tests.support.catalogs import CATALOG
 from turnpike.router.v1 import tenant_service_pb2 as pb
 
@@ -235,3 +241,24 @@ def test_replacing_the_whole_configuration_drops_what_the_request_does_not_say()
     _, config = change_from_proto(request, NAMES).apply(row('{"preferred_provider": "groq", "of_a_newer_version": 1}'))
 
     assert config == {"preferred_models": {"groq": "llama-3.3-70b-versatile"}}
+
+
+def test_what_was_sealed_anew_is_told_beside_what_does_not_open() -> None:
+    lost = StoredKey("llm7", "", "", NOW, "it was sealed with the key 'k0'; store it again", "k0")
+
+    message = resealed_to_proto(Resealed(UUID(ACME), ("groq", "local"), (lost,)))
+
+    assert (message.tenant_id, list(message.resealed_providers)) == (ACME, ["groq", "local"])
+    assert [(token.provider, token.explanation, token.missing_key_id) for token in message.unreadable_tokens] == [
+        ("llm7", "it was sealed with the key 'k0'; store it again", "k0")
+    ]
+    assert not message.HasField("error")
+
+
+def test_a_tenant_that_could_not_be_sealed_anew_has_the_error_that_its_own_call_would_have() -> None:
+    broken = ServiceError(Category.FAILED_PRECONDITION, "TENANT_CONFIG_INVALID", "the configuration is invalid")
+
+    message = resealed_to_proto(Resealed(UUID(ACME), error=broken))
+
+    assert (message.error.code, message.error.message) == (9, "the configuration is invalid")
+    assert list(message.resealed_providers) == list(message.unreadable_tokens) == []

@@ -42,6 +42,37 @@ def test_a_key_sealed_before_a_rotation_still_opens_and_is_known_not_to_be_curre
     assert RING.is_current(RING.seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq").key)
 
 
+def test_a_key_whose_key_encryption_key_was_dropped_names_it() -> None:
+    before = KeyRing({"old": OLD}, active="old").seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq")
+    after = KeyRing({"new": NEW}, active="new")
+
+    with pytest.raises(UnreadableKey, match="'old', which is not in TURNPIKE_KEY_ENCRYPTION_KEYS") as refused:
+        after.open(before.key, tenant_id=ACME, provider="groq")
+
+    assert refused.value.missing_key_id == "old"
+
+
+@pytest.mark.parametrize("sealed", ["enc:v1:new:AAAA", "enc:v1:no id at all:AAAA", "enc:v1:" + "x" * 33 + ":AAAA", ""])
+def test_what_no_key_encryption_key_could_have_sealed_names_none(sealed: str) -> None:
+    with pytest.raises(UnreadableKey) as refused:
+        RING.open(sealed, tenant_id=ACME, provider="groq")
+
+    assert refused.value.missing_key_id == ""
+
+
+def test_the_active_key_is_named_first() -> None:
+    assert KeyRing({"old": OLD, "new": NEW}, active="new").key_ids == ("new", "old")
+
+
+def test_a_fingerprint_survives_a_rotation_until_the_oldest_key_is_dropped() -> None:
+    secret = Secret("gsk_12345678")
+    rings = [KeyRing({"old": OLD}, active="old"), RING, KeyRing({"new": NEW}, active="new")]
+
+    before, during, after = [ring.fingerprint(secret, tenant_id=ACME) for ring in rings]
+
+    assert before == during != after
+
+
 def test_equal_keys_have_equal_fingerprints_within_a_tenant_and_others_across_tenants() -> None:
     first = RING.fingerprint(Secret("gsk_12345678"), tenant_id=ACME)
 

@@ -13,9 +13,12 @@ from uuid import UUID
 import pytest
 from prometheus_client import CollectorRegistry
 
+from router_service.domain.candidate import Exclusion
 from router_service.domain.catalog import ProviderNames
 from router_service.domain.secret import Secret
-from router_service.domain.tenant import Tenant
+from router_service.domain.selection import credential_for
+from router_service.domain.tenant import Credential, Tenant
+from router_service.domain.usage import Funding
 from router_service.tenants.metrics import TenantMetrics
 from router_service.tenants.rows import RowReader, TenantRow
 from router_service.tenants.sealed_keys import KeyRing
@@ -121,6 +124,25 @@ async def test_a_worker_knows_the_tenants_of_all_and_writes_its_own_file_alone(
     found = {tenant_id: loaded.find(tenant_id) for tenant_id in (ACME, GLOBEX, INITECH)}
     assert {tenant_id: kept[0].version for tenant_id, kept in found.items() if kept} == {ACME: 6, GLOBEX: 5, INITECH: 3}
     assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [True, False, True]
+
+
+async def test_a_row_that_was_sealed_with_a_key_that_was_dropped_pays_with_nobody_elses_until_it_is_read_anew(
+    tmp_path: Path, clock: Clock, reader: RowReader
+) -> None:
+    names = ProviderNames({"groq": provider_spec("groq")})
+    dropped = RowReader(names, KeyRing({"k2": bytes(range(32))}, active="k2"), accepts_plaintext=True)
+    kept = await written(tmp_path, clock, reader, row())
+    stored = SnapshottedTenants(
+        Stored(), kept, dropped, TenantMetrics(CollectorRegistry()), on_secret=lambda _secret: None
+    )
+
+    tenant = await stored.tenant(ACME)
+
+    assert tenant is not None
+    assert tenant.credentials == {}
+    assert "'k1', which is not in TURNPIKE_KEY_ENCRYPTION_KEYS" in tenant.unusable_credentials["groq"]
+    out = credential_for(provider_spec("groq"), tenant, {"groq": Credential(Funding.SYSTEM_KEY, "fp", Secret(KEY))})
+    assert isinstance(out, Exclusion)
 
 
 async def test_k1_no_key_in_clear_reaches_the_disk_wherever_somebody_wrote_it(

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'turnpike/router/v1/tenant_service.proto\x12\x12turnpike.router.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x03\n\x0fInferenceConfig\x12\x1a\n\x12preferred_provider\x18\x01 \x01(\t\x12\x1a\n\rauto_failover\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12R\n\x10preferred_models\x18\x03 \x03(\x0b\x32\x38.turnpike.router.v1.InferenceConfig.PreferredModelsEntry\x12L\n\rscore_weights\x18\x04 \x03(\x0b\x32\x35.turnpike.router.v1.InferenceConfig.ScoreWeightsEntry\x12\x19\n\x11\x61llowed_providers\x18\x05 \x03(\t\x12\x1e\n\x11\x61llow_system_keys\x18\x06 \x01(\x08H\x01\x88\x01\x01\x1a\x36\n\x14PreferredModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11ScoreWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_auto_failoverB\x14\n\x12_allow_system_keys\"\xad\x01\n\rProviderToken\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05last4\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.turnpike.router.v1.ProviderTokenState\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x02\n\x06Tenant\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12:\n\x0fprovider_tokens\x18\x04 \x03(\x0b\x32!.turnpike.router.v1.ProviderToken\x12\x16\n\x0e\x63onfig_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x02\n\x13\x43reateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12Y\n\x0fprovider_tokens\x18\x04 \x03(\x0b\x32;.turnpike.router.v1.CreateTenantRequest.ProviderTokensEntryB\x03\x80\x01\x01\x1a\x35\n\x13ProviderTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x14\x43reateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"%\n\x10GetTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"?\n\x11GetTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTenantsResponse\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.turnpike.router.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc7\x01\n\x13UpdateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1f\n\x17\x65xpected_config_version\x18\x05 \x01(\x03\"B\n\x14UpdateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"R\n\x17SetProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x12\n\x05token\x18\x03 \x01(\tB\x03\x80\x01\x01\"F\n\x18SetProviderTokenResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"A\n\x1a\x44\x65leteProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\"I\n\x1b\x44\x65leteProviderTokenResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"A\n\x1aVerifyProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\"e\n\x1bVerifyProviderTokenResponse\x12\x31\n\x07verdict\x18\x01 \x01(\x0e\x32 .turnpike.router.v1.TokenVerdict\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"+\n\x16InvalidateCacheRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"\x19\n\x17InvalidateCacheResponse*\xc6\x01\n\x12ProviderTokenState\x12$\n PROVIDER_TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPROVIDER_TOKEN_STATE_STORED\x10\x01\x12!\n\x1dPROVIDER_TOKEN_STATE_ACCEPTED\x10\x02\x12!\n\x1dPROVIDER_TOKEN_STATE_REJECTED\x10\x03\x12#\n\x1fPROVIDER_TOKEN_STATE_UNREADABLE\x10\x04*|\n\x0cTokenVerdict\x12\x1d\n\x19TOKEN_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_VERDICT_VALID\x10\x01\x12\x19\n\x15TOKEN_VERDICT_INVALID\x10\x02\x12\x19\n\x15TOKEN_VERDICT_UNKNOWN\x10\x03\x32\xda\x06\n\rTenantService\x12\x61\n\x0c\x43reateTenant\x12\'.turnpike.router.v1.CreateTenantRequest\x1a(.turnpike.router.v1.CreateTenantResponse\x12X\n\tGetTenant\x12$.turnpike.router.v1.GetTenantRequest\x1a%.turnpike.router.v1.GetTenantResponse\x12^\n\x0bListTenants\x12&.turnpike.router.v1.ListTenantsRequest\x1a\'.turnpike.router.v1.ListTenantsResponse\x12\x61\n\x0cUpdateTenant\x12\'.turnpike.router.v1.UpdateTenantRequest\x1a(.turnpike.router.v1.UpdateTenantResponse\x12m\n\x10SetProviderToken\x12+.turnpike.router.v1.SetProviderTokenRequest\x1a,.turnpike.router.v1.SetProviderTokenResponse\x12v\n\x13\x44\x65leteProviderToken\x12..turnpike.router.v1.DeleteProviderTokenRequest\x1a/.turnpike.router.v1.DeleteProviderTokenResponse\x12v\n\x13VerifyProviderToken\x12..turnpike.router.v1.VerifyProviderTokenRequest\x1a/.turnpike.router.v1.VerifyProviderTokenResponse\x12j\n\x0fInvalidateCache\x12*.turnpike.router.v1.InvalidateCacheRequest\x1a+.turnpike.router.v1.InvalidateCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'turnpike/router/v1/tenant_service.proto\x12\x12turnpike.router.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xbb\x03\n\x0fInferenceConfig\x12\x1a\n\x12preferred_provider\x18\x01 \x01(\t\x12\x1a\n\rauto_failover\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12R\n\x10preferred_models\x18\x03 \x03(\x0b\x32\x38.turnpike.router.v1.InferenceConfig.PreferredModelsEntry\x12L\n\rscore_weights\x18\x04 \x03(\x0b\x32\x35.turnpike.router.v1.InferenceConfig.ScoreWeightsEntry\x12\x19\n\x11\x61llowed_providers\x18\x05 \x03(\t\x12\x1e\n\x11\x61llow_system_keys\x18\x06 \x01(\x08H\x01\x88\x01\x01\x1a\x36\n\x14PreferredModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11ScoreWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_auto_failoverB\x14\n\x12_allow_system_keys\"\xad\x01\n\rProviderToken\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05last4\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.turnpike.router.v1.ProviderTokenState\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x02\n\x06Tenant\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12:\n\x0fprovider_tokens\x18\x04 \x03(\x0b\x32!.turnpike.router.v1.ProviderToken\x12\x16\n\x0e\x63onfig_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x02\n\x13\x43reateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12Y\n\x0fprovider_tokens\x18\x04 \x03(\x0b\x32;.turnpike.router.v1.CreateTenantRequest.ProviderTokensEntryB\x03\x80\x01\x01\x1a\x35\n\x13ProviderTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x14\x43reateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"%\n\x10GetTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"?\n\x11GetTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x13ListTenantsResponse\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.turnpike.router.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc7\x01\n\x13UpdateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12=\n\x10inference_config\x18\x03 \x01(\x0b\x32#.turnpike.router.v1.InferenceConfig\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1f\n\x17\x65xpected_config_version\x18\x05 \x01(\x03\"B\n\x14UpdateTenantResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"R\n\x17SetProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x12\n\x05token\x18\x03 \x01(\tB\x03\x80\x01\x01\"F\n\x18SetProviderTokenResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"A\n\x1a\x44\x65leteProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\"I\n\x1b\x44\x65leteProviderTokenResponse\x12*\n\x06tenant\x18\x01 \x01(\x0b\x32\x1a.turnpike.router.v1.Tenant\"A\n\x1aVerifyProviderTokenRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\"e\n\x1bVerifyProviderTokenResponse\x12\x31\n\x07verdict\x18\x01 \x01(\x0e\x32 .turnpike.router.v1.TokenVerdict\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"W\n\x1bResealProviderTokensRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x17UnreadableProviderToken\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\x12\x16\n\x0emissing_key_id\x18\x03 \x01(\t\"\xaa\x01\n\x0eResealedTenant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x1a\n\x12resealed_providers\x18\x02 \x03(\t\x12\x46\n\x11unreadable_tokens\x18\x03 \x03(\x0b\x32+.turnpike.router.v1.UnreadableProviderToken\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.Status\"\x9a\x01\n\x1cResealProviderTokensResponse\x12\x33\n\x07tenants\x18\x01 \x03(\x0b\x32\".turnpike.router.v1.ResealedTenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x15\n\ractive_key_id\x18\x03 \x01(\t\x12\x15\n\rother_key_ids\x18\x04 \x03(\t\"+\n\x16InvalidateCacheRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"\x19\n\x17InvalidateCacheResponse*\xc6\x01\n\x12ProviderTokenState\x12$\n PROVIDER_TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPROVIDER_TOKEN_STATE_STORED\x10\x01\x12!\n\x1dPROVIDER_TOKEN_STATE_ACCEPTED\x10\x02\x12!\n\x1dPROVIDER_TOKEN_STATE_REJECTED\x10\x03\x12#\n\x1fPROVIDER_TOKEN_STATE_UNREADABLE\x10\x04*|\n\x0cTokenVerdict\x12\x1d\n\x19TOKEN_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13TOKEN_VERDICT_VALID\x10\x01\x12\x19\n\x15TOKEN_VERDICT_INVALID\x10\x02\x12\x19\n\x15TOKEN_VERDICT_UNKNOWN\x10\x03\x32\xd5\x07\n\rTenantService\x12\x61\n\x0c\x43reateTenant\x12\'.turnpike.router.v1.CreateTenantRequest\x1a(.turnpike.router.v1.CreateTenantResponse\x12X\n\tGetTenant\x12$.turnpike.router.v1.GetTenantRequest\x1a%.turnpike.router.v1.GetTenantResponse\x12^\n\x0bListTenants\x12&.turnpike.router.v1.ListTenantsRequest\x1a\'.turnpike.router.v1.ListTenantsResponse\x12\x61\n\x0cUpdateTenant\x12\'.turnpike.router.v1.UpdateTenantRequest\x1a(.turnpike.router.v1.UpdateTenantResponse\x12m\n\x10SetProviderToken\x12+.turnpike.router.v1.SetProviderTokenRequest\x1a,.turnpike.router.v1.SetProviderTokenResponse\x12v\n\x13\x44\x65leteProviderToken\x12..turnpike.router.v1.DeleteProviderTokenRequest\x1a/.turnpike.router.v1.DeleteProviderTokenResponse\x12v\n\x13VerifyProviderToken\x12..turnpike.router.v1.VerifyProviderTokenRequest\x1a/.turnpike.router.v1.VerifyProviderTokenResponse\x12y\n\x14ResealProviderTokens\x12/.turnpike.router.v1.ResealProviderTokensRequest\x1a\x30.turnpike.router.v1.ResealProviderTokensResponse\x12j\n\x0fInvalidateCache\x12*.turnpike.router.v1.InvalidateCacheRequest\x1a+.turnpike.router.v1.InvalidateCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,54 +44,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETENANTREQUEST'].fields_by_name['provider_tokens']._serialized_options = b'\200\001\001'
   _globals['_SETPROVIDERTOKENREQUEST'].fields_by_name['token']._loaded_options = None
   _globals['_SETPROVIDERTOKENREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
-  _globals['_PROVIDERTOKENSTATE']._serialized_start=2437
-  _globals['_PROVIDERTOKENSTATE']._serialized_end=2635
-  _globals['_TOKENVERDICT']._serialized_start=2637
-  _globals['_TOKENVERDICT']._serialized_end=2761
-  _globals['_INFERENCECONFIG']._serialized_start=131
-  _globals['_INFERENCECONFIG']._serialized_end=574
-  _globals['_INFERENCECONFIG_PREFERREDMODELSENTRY']._serialized_start=427
-  _globals['_INFERENCECONFIG_PREFERREDMODELSENTRY']._serialized_end=481
-  _globals['_INFERENCECONFIG_SCOREWEIGHTSENTRY']._serialized_start=483
-  _globals['_INFERENCECONFIG_SCOREWEIGHTSENTRY']._serialized_end=534
-  _globals['_PROVIDERTOKEN']._serialized_start=577
-  _globals['_PROVIDERTOKEN']._serialized_end=750
-  _globals['_TENANT']._serialized_start=753
-  _globals['_TENANT']._serialized_end=1032
-  _globals['_CREATETENANTREQUEST']._serialized_start=1035
-  _globals['_CREATETENANTREQUEST']._serialized_end=1298
-  _globals['_CREATETENANTREQUEST_PROVIDERTOKENSENTRY']._serialized_start=1245
-  _globals['_CREATETENANTREQUEST_PROVIDERTOKENSENTRY']._serialized_end=1298
-  _globals['_CREATETENANTRESPONSE']._serialized_start=1300
-  _globals['_CREATETENANTRESPONSE']._serialized_end=1366
-  _globals['_GETTENANTREQUEST']._serialized_start=1368
-  _globals['_GETTENANTREQUEST']._serialized_end=1405
-  _globals['_GETTENANTRESPONSE']._serialized_start=1407
-  _globals['_GETTENANTRESPONSE']._serialized_end=1470
-  _globals['_LISTTENANTSREQUEST']._serialized_start=1472
-  _globals['_LISTTENANTSREQUEST']._serialized_end=1531
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=1533
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1624
-  _globals['_UPDATETENANTREQUEST']._serialized_start=1627
-  _globals['_UPDATETENANTREQUEST']._serialized_end=1826
-  _globals['_UPDATETENANTRESPONSE']._serialized_start=1828
-  _globals['_UPDATETENANTRESPONSE']._serialized_end=1894
-  _globals['_SETPROVIDERTOKENREQUEST']._serialized_start=1896
-  _globals['_SETPROVIDERTOKENREQUEST']._serialized_end=1978
-  _globals['_SETPROVIDERTOKENRESPONSE']._serialized_start=1980
-  _globals['_SETPROVIDERTOKENRESPONSE']._serialized_end=2050
-  _globals['_DELETEPROVIDERTOKENREQUEST']._serialized_start=2052
-  _globals['_DELETEPROVIDERTOKENREQUEST']._serialized_end=2117
-  _globals['_DELETEPROVIDERTOKENRESPONSE']._serialized_start=2119
-  _globals['_DELETEPROVIDERTOKENRESPONSE']._serialized_end=2192
-  _globals['_VERIFYPROVIDERTOKENREQUEST']._serialized_start=2194
-  _globals['_VERIFYPROVIDERTOKENREQUEST']._serialized_end=2259
-  _globals['_VERIFYPROVIDERTOKENRESPONSE']._serialized_start=2261
-  _globals['_VERIFYPROVIDERTOKENRESPONSE']._serialized_end=2362
-  _globals['_INVALIDATECACHEREQUEST']._serialized_start=2364
-  _globals['_INVALIDATECACHEREQUEST']._serialized_end=2407
-  _globals['_INVALIDATECACHERESPONSE']._serialized_start=2409
-  _globals['_INVALIDATECACHERESPONSE']._serialized_end=2434
-  _globals['_TENANTSERVICE']._serialized_start=2764
-  _globals['_TENANTSERVICE']._serialized_end=3622
+  _globals['_PROVIDERTOKENSTATE']._serialized_start=2971
+  _globals['_PROVIDERTOKENSTATE']._serialized_end=3169
+  _globals['_TOKENVERDICT']._serialized_start=3171
+  _globals['_TOKENVERDICT']._serialized_end=3295
+  _globals['_INFERENCECONFIG']._serialized_start=156
+  _globals['_INFERENCECONFIG']._serialized_end=599
+  _globals['_INFERENCECONFIG_PREFERREDMODELSENTRY']._serialized_start=452
+  _globals['_INFERENCECONFIG_PREFERREDMODELSENTRY']._serialized_end=506
+  _globals['_INFERENCECONFIG_SCOREWEIGHTSENTRY']._serialized_start=508
+  _globals['_INFERENCECONFIG_SCOREWEIGHTSENTRY']._serialized_end=559
+  _globals['_PROVIDERTOKEN']._serialized_start=602
+  _globals['_PROVIDERTOKEN']._serialized_end=775
+  _globals['_TENANT']._serialized_start=778
+  _globals['_TENANT']._serialized_end=1057
+  _globals['_CREATETENANTREQUEST']._serialized_start=1060
+  _globals['_CREATETENANTREQUEST']._serialized_end=1323
+  _globals['_CREATETENANTREQUEST_PROVIDERTOKENSENTRY']._serialized_start=1270
+  _globals['_CREATETENANTREQUEST_PROVIDERTOKENSENTRY']._serialized_end=1323
+  _globals['_CREATETENANTRESPONSE']._serialized_start=1325
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1391
+  _globals['_GETTENANTREQUEST']._serialized_start=1393
+  _globals['_GETTENANTREQUEST']._serialized_end=1430
+  _globals['_GETTENANTRESPONSE']._serialized_start=1432
+  _globals['_GETTENANTRESPONSE']._serialized_end=1495
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1497
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1556
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1558
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1649
+  _globals['_UPDATETENANTREQUEST']._serialized_start=1652
+  _globals['_UPDATETENANTREQUEST']._serialized_end=1851
+  _globals['_UPDATETENANTRESPONSE']._serialized_start=1853
+  _globals['_UPDATETENANTRESPONSE']._serialized_end=1919
+  _globals['_SETPROVIDERTOKENREQUEST']._serialized_start=1921
+  _globals['_SETPROVIDERTOKENREQUEST']._serialized_end=2003
+  _globals['_SETPROVIDERTOKENRESPONSE']._serialized_start=2005
+  _globals['_SETPROVIDERTOKENRESPONSE']._serialized_end=2075
+  _globals['_DELETEPROVIDERTOKENREQUEST']._serialized_start=2077
+  _globals['_DELETEPROVIDERTOKENREQUEST']._serialized_end=2142
+  _globals['_DELETEPROVIDERTOKENRESPONSE']._serialized_start=2144
+  _globals['_DELETEPROVIDERTOKENRESPONSE']._serialized_end=2217
+  _globals['_VERIFYPROVIDERTOKENREQUEST']._serialized_start=2219
+  _globals['_VERIFYPROVIDERTOKENREQUEST']._serialized_end=2284
+  _globals['_VERIFYPROVIDERTOKENRESPONSE']._serialized_start=2286
+  _globals['_VERIFYPROVIDERTOKENRESPONSE']._serialized_end=2387
+  _globals['_RESEALPROVIDERTOKENSREQUEST']._serialized_start=2389
+  _globals['_RESEALPROVIDERTOKENSREQUEST']._serialized_end=2476
+  _globals['_UNREADABLEPROVIDERTOKEN']._serialized_start=2478
+  _globals['_UNREADABLEPROVIDERTOKEN']._serialized_end=2566
+  _globals['_RESEALEDTENANT']._serialized_start=2569
+  _globals['_RESEALEDTENANT']._serialized_end=2739
+  _globals['_RESEALPROVIDERTOKENSRESPONSE']._serialized_start=2742
+  _globals['_RESEALPROVIDERTOKENSRESPONSE']._serialized_end=2896
+  _globals['_INVALIDATECACHEREQUEST']._serialized_start=2898
+  _globals['_INVALIDATECACHEREQUEST']._serialized_end=2941
+  _globals['_INVALIDATECACHERESPONSE']._serialized_start=2943
+  _globals['_INVALIDATECACHERESPONSE']._serialized_end=2968
+  _globals['_TENANTSERVICE']._serialized_start=3298
+  _globals['_TENANTSERVICE']._serialized_end=4279
 # @@protoc_insertion_point(module_scope)

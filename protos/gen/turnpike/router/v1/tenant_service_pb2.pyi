@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -675,6 +676,148 @@ class VerifyProviderTokenResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyProviderTokenResponse: _TypeAlias = VerifyProviderTokenResponse  # noqa: Y015
+
+@_typing.final
+class ResealProviderTokensRequest(_message.Message):
+    """Asks to seal stored keys anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant. Empty: all tenants, a page at a time."""
+    page_size: _builtins.int
+    """1 to 1000 tenants a page; 0 means 50. Anything else is refused."""
+    page_token: _builtins.str
+    """Token from the page before. Refused beside a tenant_id."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealProviderTokensRequest: _TypeAlias = ResealProviderTokensRequest  # noqa: Y015
+
+@_typing.final
+class UnreadableProviderToken(_message.Message):
+    """A stored key that could not be sealed anew, because it does not open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    MISSING_KEY_ID_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Catalogue name of the provider."""
+    explanation: _builtins.str
+    """Why it does not open and what to do, in words; holds no secret."""
+    missing_key_id: _builtins.str
+    """Id of the key-encryption key that it was sealed with, when the router does not have that: once it has, the key can
+    be sealed anew. Empty when no key-encryption key would help; then it has to be stored again.
+    """
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        explanation: _builtins.str = ...,
+        missing_key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "missing_key_id", b"missing_key_id", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreadableProviderToken: _TypeAlias = UnreadableProviderToken  # noqa: Y015
+
+@_typing.final
+class ResealedTenant(_message.Message):
+    """What was done for one tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    RESEALED_PROVIDERS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """UUID of the tenant."""
+    @_builtins.property
+    def resealed_providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Catalogue names of the providers whose keys were sealed anew, or sealed for the first time where they stood in clear."""
+
+    @_builtins.property
+    def unreadable_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnreadableProviderToken]:
+        """Keys that stay as they are."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why nothing was done: `TENANT_CONFIG_INVALID` when the tenant's row cannot be understood, `CONFIG_VERSION_MOVED` when it
+        was changed again and again meanwhile. Not set otherwise.
+        """
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        resealed_providers: _abc.Iterable[_builtins.str] | None = ...,
+        unreadable_tokens: _abc.Iterable[Global___UnreadableProviderToken] | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "resealed_providers", b"resealed_providers", "tenant_id", b"tenant_id", "unreadable_tokens", b"unreadable_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealedTenant: _TypeAlias = ResealedTenant  # noqa: Y015
+
+@_typing.final
+class ResealProviderTokensResponse(_message.Message):
+    """What was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTIVE_KEY_ID_FIELD_NUMBER: _builtins.int
+    OTHER_KEY_IDS_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    active_key_id: _builtins.str
+    """Id of the key-encryption key that the router seals with."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResealedTenant]:
+        """Every tenant of the page, oldest first, also those for whom there was nothing to do."""
+
+    @_builtins.property
+    def other_key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the other key-encryption keys that the router opens with."""
+
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___ResealedTenant] | None = ...,
+        next_page_token: _builtins.str = ...,
+        active_key_id: _builtins.str = ...,
+        other_key_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_key_id", b"active_key_id", "next_page_token", b"next_page_token", "other_key_ids", b"other_key_ids", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResealProviderTokensResponse: _TypeAlias = ResealProviderTokensResponse  # noqa: Y015
 
 @_typing.final
 class InvalidateCacheRequest(_message.Message):

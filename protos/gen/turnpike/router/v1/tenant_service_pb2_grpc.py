@@ -76,6 +76,11 @@ class TenantServiceStub:
                 request_serializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenRequest.SerializeToString,
                 response_deserializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenResponse.FromString,
                 _registered_method=True)
+        self.ResealProviderTokens = channel.unary_unary(
+                '/turnpike.router.v1.TenantService/ResealProviderTokens',
+                request_serializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensRequest.SerializeToString,
+                response_deserializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensResponse.FromString,
+                _registered_method=True)
         self.InvalidateCache = channel.unary_unary(
                 '/turnpike.router.v1.TenantService/InvalidateCache',
                 request_serializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.InvalidateCacheRequest.SerializeToString,
@@ -142,6 +147,17 @@ class TenantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResealProviderTokens(self, request, context):
+        """Seals stored provider keys anew with the router's active key-encryption key, of one tenant or of a page of all: the
+        step between adding a key-encryption key to every router and dropping the one before. Keys that are sealed with it
+        already stay as they are, so the call may be repeated at will; a change meanwhile is waited out, and no change is
+        lost. A tenant whose keys were sealed anew has a new `config_version`. NOT_FOUND when the one tenant is not there;
+        every other failure of a single tenant is told in the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InvalidateCache(self, request, context):
         """Makes every router re-read one tenant, or all.
         """
@@ -186,6 +202,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.VerifyProviderToken,
                     request_deserializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenRequest.FromString,
                     response_serializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenResponse.SerializeToString,
+            ),
+            'ResealProviderTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResealProviderTokens,
+                    request_deserializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensRequest.FromString,
+                    response_serializer=turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensResponse.SerializeToString,
             ),
             'InvalidateCache': grpc.unary_unary_rpc_method_handler(
                     servicer.InvalidateCache,
@@ -389,6 +410,33 @@ class TenantService:
             '/turnpike.router.v1.TenantService/VerifyProviderToken',
             turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenRequest.SerializeToString,
             turnpike_dot_router_dot_v1_dot_tenant__service__pb2.VerifyProviderTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResealProviderTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnpike.router.v1.TenantService/ResealProviderTokens',
+            turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensRequest.SerializeToString,
+            turnpike_dot_router_dot_v1_dot_tenant__service__pb2.ResealProviderTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

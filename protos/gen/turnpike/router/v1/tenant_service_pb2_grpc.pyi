@@ -54,6 +54,13 @@ class TenantServiceStub:
     """Removes a provider key. Removing one that is not there succeeds."""
     VerifyProviderToken: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.VerifyProviderTokenRequest, _tenant_service_pb2.VerifyProviderTokenResponse]
     """Asks the provider whether it accepts the stored key."""
+    ResealProviderTokens: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.ResealProviderTokensRequest, _tenant_service_pb2.ResealProviderTokensResponse]
+    """Seals stored provider keys anew with the router's active key-encryption key, of one tenant or of a page of all: the
+    step between adding a key-encryption key to every router and dropping the one before. Keys that are sealed with it
+    already stay as they are, so the call may be repeated at will; a change meanwhile is waited out, and no change is
+    lost. A tenant whose keys were sealed anew has a new `config_version`. NOT_FOUND when the one tenant is not there;
+    every other failure of a single tenant is told in the answer.
+    """
     InvalidateCache: _grpc.UnaryUnaryMultiCallable[_tenant_service_pb2.InvalidateCacheRequest, _tenant_service_pb2.InvalidateCacheResponse]
     """Makes every router re-read one tenant, or all."""
 
@@ -83,6 +90,13 @@ class TenantServiceAsyncStub(TenantServiceStub):
     """Removes a provider key. Removing one that is not there succeeds."""
     VerifyProviderToken: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.VerifyProviderTokenRequest, _tenant_service_pb2.VerifyProviderTokenResponse]  # type: ignore[assignment]
     """Asks the provider whether it accepts the stored key."""
+    ResealProviderTokens: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.ResealProviderTokensRequest, _tenant_service_pb2.ResealProviderTokensResponse]  # type: ignore[assignment]
+    """Seals stored provider keys anew with the router's active key-encryption key, of one tenant or of a page of all: the
+    step between adding a key-encryption key to every router and dropping the one before. Keys that are sealed with it
+    already stay as they are, so the call may be repeated at will; a change meanwhile is waited out, and no change is
+    lost. A tenant whose keys were sealed anew has a new `config_version`. NOT_FOUND when the one tenant is not there;
+    every other failure of a single tenant is told in the answer.
+    """
     InvalidateCache: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.InvalidateCacheRequest, _tenant_service_pb2.InvalidateCacheResponse]  # type: ignore[assignment]
     """Makes every router re-read one tenant, or all."""
 
@@ -151,6 +165,19 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_service_pb2.VerifyProviderTokenResponse, _abc.Awaitable[_tenant_service_pb2.VerifyProviderTokenResponse]]:
         """Asks the provider whether it accepts the stored key."""
+
+    @_abc_1.abstractmethod
+    def ResealProviderTokens(
+        self,
+        request: _tenant_service_pb2.ResealProviderTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenant_service_pb2.ResealProviderTokensResponse, _abc.Awaitable[_tenant_service_pb2.ResealProviderTokensResponse]]:
+        """Seals stored provider keys anew with the router's active key-encryption key, of one tenant or of a page of all: the
+        step between adding a key-encryption key to every router and dropping the one before. Keys that are sealed with it
+        already stay as they are, so the call may be repeated at will; a change meanwhile is waited out, and no change is
+        lost. A tenant whose keys were sealed anew has a new `config_version`. NOT_FOUND when the one tenant is not there;
+        every other failure of a single tenant is told in the answer.
+        """
 
     @_abc_1.abstractmethod
     def InvalidateCache(
