@@ -109,6 +109,8 @@ class TenantStore:
         self, tenant_id: UUID, name: str, config: Mapping[str, object], tokens: Mapping[str, Secret]
     ) -> ParsedTenant:
         """A new tenant with sealed keys. Raises ALREADY_EXISTS when the id is taken."""
+        for secret in tokens.values():
+            self._on_secret(secret.reveal())
         sealed = {provider: self._sealed(tenant_id, provider, secret) for provider, secret in tokens.items()}
         row = await self._one("create_tenant", tenant_id, name, json.dumps(sealed), json.dumps(config))
         if row is None:
@@ -144,6 +146,7 @@ class TenantStore:
 
     async def set_token(self, tenant_id: UUID, provider: str, secret: Secret) -> TenantEntry:
         """Seal and store a key. Raises NOT_FOUND."""
+        self._on_secret(secret.reveal())
         sealed = json.dumps(self._sealed(tenant_id, provider, secret))
         return await self._changed_tokens(
             tenant_id,
@@ -168,7 +171,8 @@ class TenantStore:
         changes the row meanwhile it is done again with what is there then. Raises NOT_FOUND; what else is wrong with
         the tenant is told in the result, for there are others to go on with.
 
-        `on_read` learns nothing of it: all tenants in turn would push out of the copy on disk those that are served.
+        `on_read` and `on_secret` learn nothing of it: all tenants in turn would push out those that are served, and
+        no key leaves here but sealed.
         """
         for _attempt in range(_ATTEMPTS):
             row = await self._one("get_tenant", tenant_id)
@@ -267,7 +271,6 @@ class TenantStore:
     def _sealed(
         self, tenant_id: UUID, provider: str, secret: Secret, stored_at: datetime | None = None
     ) -> dict[str, str]:
-        self._on_secret(secret.reveal())
         sealed = self._ring.seal(secret, tenant_id=tenant_id, provider=provider)
         return sealed.to_json((stored_at or self._now()).isoformat())
 

@@ -55,16 +55,18 @@ async def open_store(dsn: str, *, accepts_plaintext: bool) -> AsyncIterator[Open
 
 
 @asynccontextmanager
-async def store_with(dsn: str, ring: KeyRing) -> AsyncIterator[TenantStore]:
+async def store_with(
+    dsn: str, ring: KeyRing, on_secret: Callable[[str], None] = lambda secret: None
+) -> AsyncIterator[TenantStore]:
     """The store of a router that was started with this ring."""
     postgres = await Postgres.connect(dsn, min_size=1, max_size=1, role="turnpike_router")
-    yield store_on(postgres, ring)
+    yield store_on(postgres, ring, on_secret)
     await postgres.close()
 
 
-def store_on(postgres: Postgres, ring: KeyRing) -> TenantStore:
+def store_on(postgres: Postgres, ring: KeyRing, on_secret: Callable[[str], None] = lambda secret: None) -> TenantStore:
     reader = RowReader(NAMES, ring, accepts_plaintext=True)
-    return TenantStore(postgres, reader, ring, NAMES, on_secret=lambda secret: None)
+    return TenantStore(postgres, reader, ring, NAMES, on_secret=on_secret)
 
 
 @asynccontextmanager
@@ -395,6 +397,22 @@ async def test_a_rotation_from_the_first_key_to_the_second_alone(development: Op
     assert (lost.providers, resealed.providers, resealed.unreadable) == (("llm7",), ("groq",), ())
     assert {name: key.secret.reveal() for name, key in found.tenant.credentials.items()} == {"groq": KEY, "llm7": KEY}
     assert not found.tenant.unusable_credentials
+
+
+async def test_to_seal_anew_makes_the_router_forget_none_of_the_secrets_that_it_serves_with(
+    development: Opened, tenants_database: str
+) -> None:
+    await development.store.create(ACME, "Acme", {}, {"groq": Secret(KEY)})
+    secrets: list[str] = []  # what is told here pushes the longest known out of what is kept from the logs
+
+    async with store_with(tenants_database, ROTATED, secrets.append) as rotated:
+        resealed = await rotated.reseal(ACME)
+        told_by_resealing = list(secrets)
+        await rotated.get(ACME)
+
+    assert resealed.providers == ("groq",)
+    assert told_by_resealing == []
+    assert secrets == [KEY]
 
 
 class Overtaking:

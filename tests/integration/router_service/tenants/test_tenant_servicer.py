@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -61,12 +62,17 @@ class RouterOf:
 
 
 async def router_of(
-    dsn: str, stack: AsyncExitStack, *, accepts_plaintext: bool = True, ring: KeyRing = RING
+    dsn: str,
+    stack: AsyncExitStack,
+    *,
+    accepts_plaintext: bool = True,
+    ring: KeyRing = RING,
+    store_class: type[TenantStore] = TenantStore,
 ) -> RouterOf:
     postgres = await Postgres.connect(dsn, min_size=1, max_size=2, role="turnpike_router")
     stack.push_async_callback(postgres.close)
     names = ProviderNames(CATALOG)
-    store = TenantStore(
+    store = store_class(
         postgres,
         RowReader(names, ring, accepts_plaintext=accepts_plaintext),
         ring,
@@ -385,6 +391,29 @@ async def test_after_a_rotation_all_tenants_are_sealed_anew_page_by_page_and_the
     assert [token.provider for token in unreadable.unreadable_tokens] == ["llm7"]
     assert not any(tenant.HasField("error") for tenant in (first, second, unreadable, last))
     assert (await served(rotated, version=2)).credentials["groq"].secret.reveal() == KEY
+
+
+class Deleting(TenantStore):
+    """A store whose tenants somebody deletes after a page of them was read."""
+
+    async def positions(self, after: tuple[datetime, UUID] | None, limit: int) -> list[tuple[datetime, UUID]]:
+        found = await super().positions(after, limit)
+        async with self._connection() as connection:
+            await connection.execute("DELETE FROM tenants WHERE name = 't1'")
+        return found
+
+
+async def test_a_tenant_that_is_deleted_meanwhile_is_left_out_and_the_others_are_sealed_anew(
+    router: RouterOf, tenants_database: str, stack: AsyncExitStack
+) -> None:
+    for number in range(3):
+        request = pb.CreateTenantRequest(name=f"t{number}", provider_tokens={"groq": KEY})
+        await router.servicer.CreateTenant(request, CONTEXT)
+    rotated = await router_of(tenants_database, stack, ring=ROTATED, store_class=Deleting)
+
+    answer = await rotated.servicer.ResealProviderTokens(pb.ResealProviderTokensRequest(), CONTEXT)
+
+    assert [list(tenant.resealed_providers) for tenant in answer.tenants] == [["groq"], ["groq"]]
 
 
 async def test_one_tenant_is_sealed_anew_alone(
