@@ -63,7 +63,7 @@ class Tenant:
 class UnreadableToken:
     """A stored provider key that does not open, and why.
 
-    `missing_key_id`: the key-encryption key that the router would need for it; empty when it has to be stored again.
+    `missing_key_id`: the key-encryption key that the router lacks for it; empty when it has to be stored again.
     """
 
     provider: str

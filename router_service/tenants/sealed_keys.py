@@ -161,7 +161,9 @@ class KeyRing:
                 raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _associated_data(key_id, tenant_id, provider)
             )
         except (binascii.Error, InvalidTag, ValueError):
-            raise UnreadableKey("it was altered, or sealed for another tenant or provider") from None
+            raise UnreadableKey(
+                f"it was altered, sealed for another tenant or provider, or with another key that was called {key_id!r}"
+            ) from None
         secret = checked_token(opened.decode("ascii", errors="replace"))
         if secret is None:
             raise UnreadableKey("it holds characters that no provider key has")

@@ -50,8 +50,8 @@ def advice(done: Sequence[ResealedTenant], *, is_for_all: bool) -> list[str]:
         )
     if any(not key.missing_key_id for tenant in done for key in tenant.unreadable_tokens):
         lines.append(
-            "no key-encryption key opens the others that are left: turnpike tenants set-token TENANT PROVIDER, "
-            "or turnpike tenants delete-token TENANT PROVIDER"
+            "what else does not open has to be stored again, turnpike tenants set-token TENANT PROVIDER, "
+            "or removed, turnpike tenants delete-token TENANT PROVIDER"
         )
     has_problem = any(tenant.problem for tenant in done)
     if has_problem and others:

@@ -52,6 +52,13 @@ def test_a_key_whose_key_encryption_key_was_dropped_names_it() -> None:
     assert refused.value.missing_key_id == "old"
 
 
+def test_a_key_that_was_replaced_under_the_same_id_is_told_as_one_possible_cause() -> None:
+    before = KeyRing({"k1": OLD}, active="k1").seal(Secret("gsk_12345678"), tenant_id=ACME, provider="groq")
+
+    with pytest.raises(UnreadableKey, match="or with another key that was called 'k1'"):
+        KeyRing({"k1": NEW}, active="k1").open(before.key, tenant_id=ACME, provider="groq")
+
+
 @pytest.mark.parametrize("sealed", ["enc:v1:new:AAAA", "enc:v1:no id at all:AAAA", "enc:v1:" + "x" * 33 + ":AAAA", ""])
 def test_what_no_key_encryption_key_could_have_sealed_names_none(sealed: str) -> None:
     with pytest.raises(UnreadableKey) as refused:

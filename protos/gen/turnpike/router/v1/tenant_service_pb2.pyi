@@ -721,8 +721,9 @@ class UnreadableProviderToken(_message.Message):
     explanation: _builtins.str
     """Why it does not open and what to do, in words; holds no secret."""
     missing_key_id: _builtins.str
-    """Id of the key-encryption key that it was sealed with, when the router does not have that: once it has, the key can
-    be sealed anew. Empty when no key-encryption key would help; then it has to be stored again.
+    """Id of the key-encryption key that it was sealed with, when the router has none of that id: once it has, the key can
+    be sealed anew. Empty when it has one and that does not open the key, or when the key is malformed: then it has to
+    be stored again.
     """
     def __init__(
         self,
