@@ -26,7 +26,6 @@ from service_runtime.error_codec import DetailToProto
 from service_runtime.held_refusals import HeldRefusals
 from service_runtime.in_flight import InFlight
 from service_runtime.interceptors import BoundaryLimits, ErrorBoundary
-from service_runtime.loop_goes_first import LoopGoesFirst
 from service_runtime.metrics import Metrics
 from service_runtime.overload import MAX_WAITING, GateOf, no_gates, waiting_options
 from service_runtime.settings import ServiceSettings
@@ -117,7 +116,6 @@ class GrpcServer:
         self._held = held
         self._interceptors = [self._boundary, *interceptors]
         self._server: grpc.aio.Server | None = None
-        self._loop_goes_first = LoopGoesFirst()
         metrics.gauge("grpc_server_in_flight", "RPCs in progress.").set_function(lambda: len(self.in_flight.requests))
 
     @classmethod
@@ -172,7 +170,6 @@ class GrpcServer:
             self._listen(server, _address(self._host, self._own_port))
         self._server = server
         await server.start()
-        self._loop_goes_first.start()
         return self._port
 
     def _has_own_queue(self, method: str) -> bool:
@@ -207,7 +204,6 @@ class GrpcServer:
         if self._server is None:
             return 0
         await self._server.stop(grace_s)
-        self._loop_goes_first.stop()
         # stop() returns before the cancelled handlers have run their `finally` blocks.
         left = await self.in_flight.wait_until_idle(_CLEANUP_TIMEOUT_S)
         self._boundary.tell_refusals()
