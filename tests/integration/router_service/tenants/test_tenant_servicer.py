@@ -2,142 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
-import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
-from prometheus_client import CollectorRegistry
 
-from router_service.api.tenant_servicer import TenantServicer
-from router_service.domain.catalog import ProviderNames
-from router_service.domain.tenant import Credential, Tenant
-from router_service.routing.ports import KeyVerdict, Provider
-from router_service.tenants.cache import TenantCache
-from router_service.tenants.metrics import TenantMetrics
-from router_service.tenants.rows import RowReader
-from router_service.tenants.sealed_keys import KeyRing
-from router_service.tenants.source import StoredTenants
-from router_service.tenants.store import CHANNEL, TenantStore, unknown_tenant
+from router_service.routing.ports import KeyVerdict
 from service_runtime.errors import Category, InvalidRequest, ServiceError
-from service_runtime.postgres import Listener, Postgres
+from tests.integration.router_service.tenants.servicer_site import (
+    ACME,
+    CONTEXT,
+    KEY,
+    RouterOf,
+    create,
+    refusal,
+    router_of,
+    served,
+)
 from tests.support.catalogs import CATALOG
 from turnpike.router.v1 import tenant_service_pb2 as pb
-
-ACME = "018f3f2e-0000-7000-8000-000000000001"
-KEY = "gsk_canary_0123456789abcdef"
-RING = KeyRing({"k1": bytes(32)}, active="k1")
-ROTATED = KeyRing({"k2": bytes(range(32)), "k1": bytes(32)}, active="k2")
-CONTEXT: Any = None  # the servicer asks nothing of it
-
-
-class JudgingProvider:
-    """Says of a key what it is told to say, and keeps whose key it was asked about."""
-
-    def __init__(self) -> None:
-        self.verdict = KeyVerdict.VALID
-        self.asked: list[tuple[str, str]] = []
-
-    async def verify_key(self, base_url: str, credential: Credential) -> tuple[KeyVerdict, str]:
-        self.asked.append((base_url, credential.secret.reveal()))
-        return self.verdict, "so it said"
-
-
-@dataclass
-class RouterOf:
-    """What one router process has of the tenants."""
-
-    servicer: TenantServicer
-    cache: TenantCache
-    listener: Listener
-    groq: JudgingProvider = field(default_factory=JudgingProvider)
-
-
-async def router_of(
-    dsn: str,
-    stack: AsyncExitStack,
-    *,
-    accepts_plaintext: bool = True,
-    ring: KeyRing = RING,
-    store_class: type[TenantStore] = TenantStore,
-) -> RouterOf:
-    postgres = await Postgres.connect(dsn, min_size=1, max_size=2, role="turnpike_router")
-    stack.push_async_callback(postgres.close)
-    names = ProviderNames(CATALOG)
-    store = store_class(
-        postgres,
-        RowReader(names, ring, accepts_plaintext=accepts_plaintext),
-        ring,
-        names,
-        on_secret=lambda _secret: None,
-    )
-    cache = TenantCache(
-        StoredTenants(store),
-        unknown_tenant=unknown_tenant,
-        ttl_s=300,
-        max_entries=100,
-        now_s=time.monotonic,
-        jitter=lambda: 0.0,
-        metrics=TenantMetrics(CollectorRegistry()),
-    )
-    listener = Listener(
-        dsn,
-        [CHANNEL],
-        on_connect=cache.on_listening,
-        on_notify=lambda _channel, payload: cache.on_notification(payload),
-    )
-    listener.start()
-    stack.push_async_callback(listener.close)
-    groq = JudgingProvider()
-    providers = {"groq": cast("Provider", groq)}
-    ids = iter(UUID(int=number) for number in range(1, 1000))
-    servicer = TenantServicer(store, cache, CATALOG, providers, new_id=lambda: next(ids))
-    return RouterOf(servicer, cache, listener, groq)
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-async def router(tenants_database: str, stack: AsyncExitStack) -> RouterOf:
-    return await router_of(tenants_database, stack)
-
-
-@pytest.fixture
-async def psql(tenants_database: str, stack: AsyncExitStack) -> asyncpg.Connection[asyncpg.Record]:
-    connection = await asyncpg.connect(tenants_database)
-    stack.push_async_callback(connection.close)
-    return connection
-
-
-async def create(router: RouterOf, **fields: Any) -> pb.Tenant:
-    request = pb.CreateTenantRequest(tenant_id=ACME, name="Acme", **fields)
-    return (await router.servicer.CreateTenant(request, CONTEXT)).tenant
-
-
-async def refusal(call: Awaitable[object]) -> ServiceError:
-    with pytest.raises(ServiceError) as refused:
-        await call
-    return refused.value
-
-
-async def served(router: RouterOf, *, version: int) -> Tenant:
-    """What the router serves, once it is of `version`: a notification takes a moment."""
-    async with asyncio.timeout(10):
-        while (tenant := await router.cache.get(UUID(ACME))).version != version:
-            await asyncio.sleep(0.005)
-    return tenant
 
 
 async def test_a_created_tenant_is_answered_with_all_that_may_be_known_of_its_keys(router: RouterOf) -> None:
@@ -360,101 +245,6 @@ async def test_invalidating_makes_the_routers_read_what_they_hold_anew(
     assert held.version == 1
     assert (await router.cache.get(UUID(ACME))).version == 2
     await served(other, version=2)
-
-
-async def test_after_a_rotation_all_tenants_are_sealed_anew_page_by_page_and_the_other_routers_notice(
-    router: RouterOf, tenants_database: str, stack: AsyncExitStack, psql: asyncpg.Connection[asyncpg.Record]
-) -> None:
-    await create(router, provider_tokens={"groq": KEY})
-    for number in range(1, 5):
-        request = pb.CreateTenantRequest(name=f"t{number}", provider_tokens={"groq": KEY, "llm7": KEY})
-        await router.servicer.CreateTenant(request, CONTEXT)
-    await psql.execute("UPDATE tenants SET inference_config = '[]' WHERE name = 't2'")
-    await psql.execute("""UPDATE tenants SET llm_tokens = llm_tokens || '{"llm7": 7}' WHERE name = 't3'""")
-    rotated = await router_of(tenants_database, stack, ring=ROTATED)
-    await served(rotated, version=1)
-
-    pages: list[pb.ResealProviderTokensResponse] = []
-    while not pages or pages[-1].next_page_token:
-        token = pages[-1].next_page_token if pages else ""
-        asked = pb.ResealProviderTokensRequest(page_size=2, page_token=token)
-        pages.append(await rotated.servicer.ResealProviderTokens(asked, CONTEXT))
-
-    assert [len(page.tenants) for page in pages] == [2, 2, 1]
-    assert {(page.active_key_id, *page.other_key_ids) for page in pages} == {("k2", "k1")}
-    first, second, broken, unreadable, last = [tenant for page in pages for tenant in page.tenants]
-    assert (first.tenant_id, list(first.resealed_providers)) == (ACME, ["groq"])
-    assert list(second.resealed_providers) == list(last.resealed_providers) == ["groq", "llm7"]
-    assert (broken.error.code, list(broken.resealed_providers)) == (grpc.StatusCode.FAILED_PRECONDITION.value[0], [])
-    assert "inference_config" in broken.error.message
-    assert list(unreadable.resealed_providers) == ["groq"]
-    assert [token.provider for token in unreadable.unreadable_tokens] == ["llm7"]
-    assert not any(tenant.HasField("error") for tenant in (first, second, unreadable, last))
-    assert (await served(rotated, version=2)).credentials["groq"].secret.reveal() == KEY
-
-
-class Deleting(TenantStore):
-    """A store whose tenants somebody deletes after a page of them was read."""
-
-    async def positions(self, after: tuple[datetime, UUID] | None, limit: int) -> list[tuple[datetime, UUID]]:
-        found = await super().positions(after, limit)
-        async with self._connection() as connection:
-            await connection.execute("DELETE FROM tenants WHERE name = 't1'")
-        return found
-
-
-async def test_a_tenant_that_is_deleted_meanwhile_is_left_out_and_the_others_are_sealed_anew(
-    router: RouterOf, tenants_database: str, stack: AsyncExitStack
-) -> None:
-    for number in range(3):
-        request = pb.CreateTenantRequest(name=f"t{number}", provider_tokens={"groq": KEY})
-        await router.servicer.CreateTenant(request, CONTEXT)
-    rotated = await router_of(tenants_database, stack, ring=ROTATED, store_class=Deleting)
-
-    answer = await rotated.servicer.ResealProviderTokens(pb.ResealProviderTokensRequest(), CONTEXT)
-
-    assert [list(tenant.resealed_providers) for tenant in answer.tenants] == [["groq"], ["groq"]]
-
-
-async def test_one_tenant_is_sealed_anew_alone(
-    router: RouterOf, tenants_database: str, stack: AsyncExitStack, psql: asyncpg.Connection[asyncpg.Record]
-) -> None:
-    await create(router, provider_tokens={"groq": KEY})
-    await router.servicer.CreateTenant(pb.CreateTenantRequest(name="t1", provider_tokens={"groq": KEY}), CONTEXT)
-    rotated = await router_of(tenants_database, stack, ring=ROTATED)
-
-    request = pb.ResealProviderTokensRequest(tenant_id=ACME)
-    answer = await rotated.servicer.ResealProviderTokens(request, CONTEXT)
-    sealed_with_k2 = await psql.fetch("SELECT name FROM tenants WHERE llm_tokens #>> '{groq,key}' LIKE 'enc:v1:k2:%'")
-
-    assert [(tenant.tenant_id, list(tenant.resealed_providers)) for tenant in answer.tenants] == [(ACME, ["groq"])]
-    assert answer.next_page_token == ""
-    assert [record["name"] for record in sealed_with_k2] == ["Acme"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"tenant_id": "acme"}, "tenant_id"),
-        ({"tenant_id": ACME, "page_token": "x"}, "page_token"),
-        ({"page_token": "x"}, "page_token"),
-        ({"page_size": 1001}, "page_size"),
-        ({"page_size": -1}, "page_size"),
-    ],
-)
-async def test_sealing_anew_names_the_bad_field(router: RouterOf, fields: dict[str, Any], field: str) -> None:
-    error = await refusal(router.servicer.ResealProviderTokens(pb.ResealProviderTokensRequest(**fields), CONTEXT))
-
-    assert isinstance(error, InvalidRequest)
-    assert [violation.field for violation in error.violations] == [field]
-
-
-async def test_a_tenant_that_is_not_there_cannot_be_sealed_anew(router: RouterOf) -> None:
-    request = pb.ResealProviderTokensRequest(tenant_id=ACME)
-
-    error = await refusal(router.servicer.ResealProviderTokens(request, CONTEXT))
-
-    assert error.reason == "UNKNOWN_TENANT"
 
 
 async def test_a_tenant_that_is_not_there_or_is_no_uuid_is_said_to_be_so(router: RouterOf) -> None:
