@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections.abc import Callable, Mapping
 
+import uvloop
 from hypothesis import settings
 
 # Tests start processes while gRPC's threads run. Its fork handlers would try to carry those threads over; all that our
@@ -21,3 +24,8 @@ pytest_plugins = ["tests.support.postgres"]
 # How long an example takes is a matter of the machine: tests assert counts and states.
 settings.register_profile("turnpike", deadline=None)
 settings.load_profile("turnpike")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop that the services run on, for loops differ: in what a closed socket says, for one."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -72,6 +72,6 @@ def _wakes_from(sock: HoldableSocket, arrived_bytes: int) -> bool:
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, arrived_bytes)
-    except OSError:
+    except (OSError, ValueError):  # closed meanwhile; uvloop's sockets then say that -1 is no descriptor
         return False
     return True

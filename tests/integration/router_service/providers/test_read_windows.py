@@ -20,21 +20,11 @@ from router_service.providers.groq import GROQ
 from router_service.providers.openai_provider import OpenAiProvider
 from router_service.providers.read_window import ReadWindows
 from router_service.providers.transport import AiohttpTransport
+from tests.support.loop_clock import LoopClock
 from tests.support.provider_requests import at, candidate, completion
 from tests.support.provider_scripts import chunk, event
 
 WINDOW_S = 0.025
-
-
-class Time:
-    """The running loop's time, which stands still unless it is moved: no load can make a window end."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._now_s = 1_000.0
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self._now_s)
-
-    def window_passes(self) -> None:
-        self._now_s += WINDOW_S * 1.01
 
 
 class Line:
@@ -85,12 +75,15 @@ class Line:
 class Scene:
     """A provider by hand, and the router's adapter for it."""
 
-    def __init__(self, provider: OpenAiProvider, base_url: str, windows: ReadWindows, time: Time) -> None:
+    def __init__(self, provider: OpenAiProvider, base_url: str, windows: ReadWindows, clock: LoopClock) -> None:
         self._provider = provider
         self._base_url = base_url
         self.windows = windows
-        self.time = time
+        self._clock = clock
         self.lines: asyncio.Queue[Line] = asyncio.Queue()
+
+    def window_passes(self) -> None:
+        self._clock.passes(WINDOW_S * 1.01)
 
     def asked(self) -> AsyncGenerator[ProviderItem, None]:
         asked = candidate(at(CATALOG["groq"], self._base_url), "m")
@@ -140,7 +133,7 @@ async def scene_with(window_s: float, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     with ThreadPoolExecutor(1) as threads:
         policy = EgressPolicy(private_allowed=True)
         provider = OpenAiProvider(AiohttpTransport(base_url, policy, resolver_threads=threads, windows=windows), GROQ)
-        scene = Scene(provider, base_url, windows, Time(monkeypatch))
+        scene = Scene(provider, base_url, windows, LoopClock(monkeypatch))
         scene.lines = lines
         yield scene
         await provider.aclose()
@@ -162,7 +155,7 @@ async def test_what_arrives_within_a_window_comes_as_one_delta_when_it_is_over(s
         for text in "cdefg":
             await line.says(text)
         is_held_back = scene.windows.held == 1 and not answer.done()
-        scene.time.window_passes()
+        scene.window_passes()
 
         assert await answer == "cdefg"
         assert is_held_back
@@ -175,7 +168,7 @@ async def test_an_end_within_a_window_is_read_with_what_came_before_it(scene: Sc
         await line.says("c")
         await line.finishes()
         await line.ends()
-        scene.time.window_passes()
+        scene.window_passes()
         text, finished = await answer
 
         assert text == ContentDelta("c", "", ())
@@ -187,7 +180,7 @@ async def test_after_the_finish_reason_nothing_is_held_back(scene: Scene) -> Non
     async with scene.flowing() as (stream, line):
         answer = asyncio.create_task(rest_of(stream))
         await line.finishes()
-        scene.time.window_passes()
+        scene.window_passes()
         await line.ends()
 
         assert isinstance((await answer)[-1], ProviderFinished)
@@ -218,7 +211,7 @@ async def test_the_connection_serves_the_next_request_without_a_window_left_over
         answer = asyncio.create_task(rest_of(stream))
         await line.finishes()
         await line.ends()
-        scene.time.window_passes()
+        scene.window_passes()
         await answer
     async with aclosing(scene.asked()) as stream:
         first = asyncio.create_task(text_of_next(stream))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 
 import pytest
 
 from router_service.providers.read_window import ReadWindows
+from tests.support.loop_clock import LoopClock
 
 WINDOW_S = 0.025
 
@@ -18,7 +18,7 @@ class Socket:
 
     def __init__(self) -> None:
         self.wakes_from = 1
-        self.is_closed = False
+        self.closed_says: Exception | None = None
 
     @property
     def is_held(self) -> bool:
@@ -26,65 +26,52 @@ class Socket:
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
         assert (level, option) == (socket.SOL_SOCKET, socket.SO_RCVLOWAT)
-        if self.is_closed:
-            raise OSError(errno.EBADF, "Bad file descriptor")
+        if self.closed_says is not None:
+            raise self.closed_says
         self.wakes_from = value
 
 
-class Time:
-    """The running loop's time, which stands still unless it is moved: no load can make a window end."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._now_s = 1_000.0
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self._now_s)
-
-    async def passes(self, seconds: float) -> None:
-        self._now_s += seconds
-        await asyncio.sleep(0)  # timers that are due run
-        await asyncio.sleep(0)
-
-
 @pytest.fixture
-async def time(monkeypatch: pytest.MonkeyPatch) -> Time:
-    return Time(monkeypatch)
+async def clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    return LoopClock(monkeypatch)
 
 
-async def test_a_held_socket_is_read_again_when_the_window_is_over_and_not_before(time: Time) -> None:
+async def test_a_held_socket_is_read_again_when_the_window_is_over_and_not_before(clock: LoopClock) -> None:
     windows, sock = ReadWindows(WINDOW_S), Socket()
 
     windows.hold(sock)
-    await time.passes(WINDOW_S * 0.9)
+    clock.passes(WINDOW_S * 0.9)
     was_held = sock.is_held
-    await time.passes(WINDOW_S * 0.2)
+    clock.passes(WINDOW_S * 0.2)
 
     assert (was_held, sock.is_held, windows.held) == (True, False, 0)
 
 
-async def test_one_tick_is_for_all_so_whoever_comes_later_waits_less(time: Time) -> None:
+async def test_one_tick_is_for_all_so_whoever_comes_later_waits_less(clock: LoopClock) -> None:
     windows, early, late = ReadWindows(WINDOW_S), Socket(), Socket()
 
     windows.hold(early)
-    await time.passes(WINDOW_S * 0.9)
+    clock.passes(WINDOW_S * 0.9)
     windows.hold(late)
-    await time.passes(WINDOW_S * 0.2)
+    clock.passes(WINDOW_S * 0.2)
 
     assert not early.is_held
     assert not late.is_held
 
 
 @pytest.mark.parametrize("rest_s", [WINDOW_S * 1.01, WINDOW_S * 10])
-async def test_ticks_stay_a_whole_window_apart_whether_or_not_there_was_a_rest(time: Time, rest_s: float) -> None:
+async def test_ticks_stay_a_whole_window_apart_whether_or_not_there_was_a_rest(clock: LoopClock, rest_s: float) -> None:
     windows, sock = ReadWindows(WINDOW_S), Socket()
     windows.hold(sock)
-    await time.passes(rest_s)
+    clock.passes(rest_s)
 
     windows.hold(sock)
-    await time.passes(WINDOW_S * 0.9)
+    clock.passes(WINDOW_S * 0.9)
 
     assert sock.is_held
 
 
-async def test_a_socket_that_is_let_go_is_read_at_once(time: Time) -> None:
+async def test_a_socket_that_is_let_go_is_read_at_once(clock: LoopClock) -> None:
     windows, sock = ReadWindows(WINDOW_S), Socket()
     windows.hold(sock)
 
@@ -93,15 +80,16 @@ async def test_a_socket_that_is_let_go_is_read_at_once(time: Time) -> None:
     assert (sock.is_held, windows.held) == (False, 0)
 
 
-async def test_a_socket_that_was_closed_before_or_in_its_window_harms_nobody(time: Time) -> None:
+@pytest.mark.parametrize("says", [OSError(errno.EBADF, "Bad file descriptor"), ValueError("negative file descriptor")])
+async def test_a_socket_closed_before_or_in_its_window_harms_nobody(clock: LoopClock, says: Exception) -> None:
     windows, closed, closing, sound = ReadWindows(WINDOW_S), Socket(), Socket(), Socket()
-    closed.is_closed = True
+    closed.closed_says = says
     for sock in (closed, closing, sound):
         windows.hold(sock)
-    closing.is_closed = True
+    closing.closed_says = says
 
     held = windows.held
-    await time.passes(WINDOW_S * 1.01)
+    clock.passes(WINDOW_S * 1.01)
 
     assert (held, windows.held, sound.is_held) == (2, 0, False)
 

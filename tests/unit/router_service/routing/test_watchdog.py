@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from router_service.routing.watchdog import Interrupted, Reason, Watchdog
+from tests.support.loop_clock import LoopClock
 
 
 async def interrupted(watch: Watchdog, body: Callable[[], Awaitable[object]]) -> Reason:
@@ -26,20 +27,18 @@ async def for_ever() -> None:
 
 
 async def test_a_soft_clock_interrupts_unless_it_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The loop's own time stands still unless the test moves it: no load can make a clock run out.
-    now_s = 1_000.0
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+    clock = LoopClock(monkeypatch)
     watch = Watchdog()
     restarts = 0
 
     async def body() -> None:
-        nonlocal now_s, restarts
+        nonlocal restarts
         for _ in range(5):
             watch.expect(2.0, Reason.CONTENT_GAP)
-            now_s += 1.5
-            await asyncio.sleep(0)  # timers that are due run
+            clock.passes(1.5)
+            await asyncio.sleep(0)  # an interruption would strike here
             restarts += 1
-        now_s += 1.5
+        clock.passes(1.5)
         await asyncio.Event().wait()
 
     assert await interrupted(watch, body) is Reason.CONTENT_GAP
