@@ -176,7 +176,7 @@ def read_error(payload: object) -> ErrorFacts:
 
 
 def classify(status: int | None, facts: ErrorFacts) -> FailureKind:
-    """The failure's kind. `status` is the HTTP status, or None for an error inside an answer that began with 200."""
+    """The failure's kind. `status` is the HTTP status, or None for an error inside an answer that began well."""
     status = status if status is not None else facts.status
     if status is not None and status in _KIND_BY_PLAIN_STATUS:
         return _KIND_BY_PLAIN_STATUS[status]
@@ -195,7 +195,7 @@ def classify(status: int | None, facts: ErrorFacts) -> FailureKind:
 
 
 def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *, now_unix_s: float) -> ProviderError:
-    """The error of a response that is not a 200. `headers` by lower-case name; `body` may be cut off anywhere."""
+    """The error of a response whose status is no 2xx. `headers` by lower-case name; `body` may be cut off anywhere."""
     try:
         facts = read_error(decode_loosely(body))
     except NotJson:
@@ -220,7 +220,7 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes, *,
 
 
 def error_from_stream(payload: object, *, after_content: bool) -> ProviderError:
-    """The error of an error object inside an answer that began with 200. After content it is always STREAM_BROKEN."""
+    """The error of an error object inside an answer that began well. After content it is always STREAM_BROKEN."""
     facts = read_error(payload)
     cause = classify(None, facts)
     kind = FailureKind.STREAM_BROKEN if after_content else cause

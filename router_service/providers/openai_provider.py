@@ -76,7 +76,7 @@ class OpenAiProvider:
         decoder = ChatDecoder()
         arrivals = aiter(response.stream)  # type: ignore[arg-type]  # ours, and httpx's mock, is asynchronous
         try:
-            if response.status_code != httpx.codes.OK:
+            if not response.is_success:
                 raise await self._refusal(response)
             headers = _headers_of(response)
             yield self._accepted(headers)

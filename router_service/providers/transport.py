@@ -101,7 +101,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         stream: httpx.AsyncByteStream = _ArrivalStream(answer, request, self._windows)
         if any(map(_is_coded, answer.encodings)):
             await stream.aclose()
-            if answer.status == httpx.codes.OK:
+            if httpx.codes.is_success(answer.status):
                 raise httpx.DecodingError("the body has a content-encoding that was not asked for", request=request)
             stream = httpx.ByteStream(b"")  # the status alone says enough; the body could be a bomb
         return httpx.Response(answer.status, headers=answer.headers, stream=stream, request=request)

@@ -125,10 +125,12 @@ async def _tokens(exchange: Exchange, options: Options, count: int) -> None:
 
 
 async def ok(exchange: Exchange, options: Options) -> None:
-    """A good answer of `n` tokens: `first_ms`, `gap_ms`, `reasoning`, `tool`, `finish`, `usage`, `model`, `done`."""
+    """A good answer of `n` tokens: `status`, `first_ms`, `gap_ms`, `reasoning`, `tool`, `finish`, `usage`, `model`,
+    `done`.
+    """
     count = options.integer("n", 5)
     await options.pause("headers_ms")
-    await exchange.begin()
+    await exchange.begin(options.integer("status", 200))
     await options.pause("first_ms")
     await _tokens(exchange, options, count)
     model = options.text("model", exchange.model)

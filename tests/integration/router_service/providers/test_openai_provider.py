@@ -75,6 +75,19 @@ async def test_a_server_that_does_not_stream_is_understood(ask: Asker) -> None:
     assert answer.finished.usage == TokenUsage(3, 2)
 
 
+@pytest.mark.parametrize("status", [201, 203, 220])
+async def test_every_status_of_success_is_one(ask: Asker, status: int) -> None:
+    # As RFC 9110 15 wants it of a status that nobody knows; 203 is what a gateway says that changed something.
+    answer = await ask(f"ok?n=2&prompt=3&status={status}")
+
+    assert answer.text == "tok0 tok1 "
+    assert answer.finished.usage == TokenUsage(3, 2)
+
+
+async def test_a_success_without_an_answer_is_none(ask: Asker) -> None:
+    assert (await ask("status?code=204")).failure.kind is Kind.UPSTREAM_BROKEN
+
+
 async def test_the_key_goes_into_the_header_and_nowhere_else(ask: Asker, server: ScriptedProvider) -> None:
     await ask("ok")
 

@@ -107,7 +107,7 @@ CASES = [
     (418, b"", Kind.NOT_ALLOWED),
     (307, b"", Kind.PROTOCOL_VIOLATION),
     (101, b"", Kind.PROTOCOL_VIOLATION),
-    (204, b"", Kind.PROTOCOL_VIOLATION),
+    (304, b"", Kind.PROTOCOL_VIOLATION),
 ]
 
 
