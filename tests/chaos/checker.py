@@ -50,7 +50,8 @@ class Finding:
 class Garbling:
     """A time, in wall-clock seconds, in which bytes between router and provider were changed on their way.
 
-    What the provider reported then need not be what the router read; that the caller and the ledger agree still holds.
+    What the provider generated and reported then need not be what the router read: the status may have been hit. That
+    each of its answers has a row still holds, and that the caller and the ledger agree.
     """
 
     began_at: float
@@ -86,6 +87,7 @@ def check(case: Case) -> list[Finding]:
         _each_request_has_one_outcome,
         _costs_are_price_times_tokens,
         _texts_are_whole,
+        _no_call_met_a_fault_of_ours,
         _sums_are_sums,
     )
     return [finding for check_one in checks for finding in check_one(case)]
@@ -158,7 +160,7 @@ def _the_provider_has_no_more_to_bill(case: Case) -> Iterator[Finding]:
             )
         worked = sum(line.tokens_generated > 0 for line in lines)
         counted = sum(row.total_tokens > 0 for row in attempts)
-        if counted < worked and len(attempts) >= len(lines):
+        if counted < worked and len(attempts) >= len(lines) and not case.is_garbled(lines):
             yield Finding(
                 Kind.WRONG, f"request {request_id}: {worked} attempts generated tokens, {counted} rows count some"
             )
@@ -218,6 +220,12 @@ def _texts_are_whole(case: Case) -> Iterator[Finding]:
             [line for line in case.served if line.request_id == call.request_id]
         ):
             yield Finding(Kind.WRONG, f"request {call.request_id}: the caller saw another text than was generated")
+
+
+def _no_call_met_a_fault_of_ours(case: Case) -> Iterator[Finding]:
+    for call in case.calls:
+        if call.outcome == "INTERNAL":
+            yield Finding(Kind.WRONG, f"request {call.request_id} ended in INTERNAL on {call.router}: see its log")
 
 
 def _sums_are_sums(case: Case) -> Iterator[Finding]:

@@ -138,6 +138,10 @@ DAMAGE: dict[str, tuple[Callable[[Facts], None], Kind]] = {
     "a request that nobody made": (add(row(5, "fourth")), Kind.WRONG),
     "an event kept aside": (lambda facts: facts.kept_aside.append("conflict event-9"), Kind.WRONG),
     "a rollup that is no sum": (lambda facts: facts.differences.append("minute rollup"), Kind.WRONG),
+    "a call that a fault of ours ended": (
+        lambda facts: facts.calls.append(Call("fourth", TENANT, "router-a", "stream", 100.0, "INTERNAL")),
+        Kind.WRONG,
+    ),
     "a text that was cut": (
         lambda facts: facts.calls.__setitem__(0, replace(facts.calls[0], text_is_right=False)),
         Kind.WRONG,
@@ -176,6 +180,22 @@ def test_what_was_garbled_on_its_way_need_not_be_what_the_provider_said_but_what
     change(1, tokens=replace(TOKENS, output=99), total_tokens=109)(facts)
 
     assert Kind.WRONG in {finding.kind for finding in facts.findings()}
+
+
+def test_of_an_answer_that_was_garbled_whole_nothing_need_be_counted() -> None:
+    facts = Facts(garblings=[Garbling(100.5, 100.6)])
+
+    change(4, tokens=Tokens(), total_tokens=0, cost_usd=None, usage_source="none")(facts)
+
+    assert facts.findings() == []
+
+
+def test_of_an_answer_that_was_garbled_there_is_still_a_row() -> None:
+    facts = Facts(garblings=[Garbling(100.5, 100.6)])
+
+    drop(4)(facts)
+
+    assert Kind.LOST in {finding.kind for finding in facts.findings()}
 
 
 def test_rows_of_requests_that_never_reached_a_provider_are_no_surprise() -> None:
