@@ -176,7 +176,8 @@ _MIDSTREAM = [
     *_broken("cut?after=2"),
     *_broken("cut?after=2&done=1"),
     *_broken("reset?after=2&pause_ms=100"),
-    *_broken("close?after=2&pause_ms=100"),
+    *_broken("close?after=2"),
+    *_broken("close?after=2&gap_ms=10"),  # while what may come next is held back by a read window
     *_broken("garbage?kind=json&after=2"),
     *_broken("ok?n=2&finish=eos", usage_source="PROVIDER"),
     *_broken("error?after=2&shape=openrouter", usage_source="PROVIDER"),
