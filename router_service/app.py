@@ -90,7 +90,7 @@ async def serve(settings: RouterSettings, lifecycle: Lifecycle) -> None:
     """Run the router until it is asked to stop. What was opened last is closed first."""
     configure_logging(settings.log_level, settings.log_format)
     faults.arm(settings.faults)
-    metrics = Metrics()
+    metrics = Metrics(worker=settings.worker)
     async with AsyncExitStack() as opened:
         catalog, ring, database = provider_catalog(settings), key_ring(settings), service_database(settings)
         opened.push_async_callback(database.close)

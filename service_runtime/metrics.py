@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 from wsgiref.simple_server import WSGIServer
@@ -19,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.metrics_core import Metric
 
 from service_runtime.startup import StartupError
 
@@ -45,11 +46,25 @@ class Children(dict[tuple[str, ...], M], Generic[M]):
         return child
 
 
+class _Labelled(CollectorRegistry):
+    """A registry all whose series carry some labels more. They are put on when somebody reads."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        super().__init__()
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            metric.samples = [sample._replace(labels={**self._labels, **sample.labels}) for sample in metric.samples]
+            yield metric
+
+
 class Metrics:
     """The registry of one process. Asking twice for a metric gives the same one, so that nobody has to pass it on."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, *, worker: int | None = None) -> None:
+        """`worker`: which of several processes of a service this is; all its series then say so."""
+        self.registry = CollectorRegistry() if worker is None else _Labelled({"worker": str(worker)})
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self._made: dict[str, Counter | Gauge | Histogram] = {}

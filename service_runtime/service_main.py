@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from service_runtime.settings import SettingsError, SettingsT, load_settings
+from service_runtime.settings import MAX_WORKERS, SettingsError, SettingsT, load_settings
 from service_runtime.startup import EXIT_CANNOT_START
 from service_runtime.workers import supervise
 
@@ -23,7 +23,9 @@ def run_service(
 ) -> NoReturn:
     """Run to the end, and exit."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Settings are read from the environment.")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the port; default: the setting")
+    parser.add_argument(
+        "--workers", type=_workers, metavar="N", help="processes that share the port; default: the setting"
+    )
     workers = parser.parse_args(arguments).workers
     try:
         settings = load_settings(settings_type, **({} if workers is None else {"workers": workers}))
@@ -36,3 +38,13 @@ def run_service(
     from service_runtime.process import run
 
     run(module, lambda lifecycle: main(settings, lifecycle))
+
+
+def _workers(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_WORKERS}")
+    return number

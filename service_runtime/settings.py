@@ -33,6 +33,10 @@ SHARED_FIELDS = frozenset({"data_dir", "database_url", "profile", "bind_host", "
 
 _PRODUCTION_DRAIN_DELAY_S = 5.0
 
+MAX_WORKERS = 64
+# From one worker's metrics to the next's: services whose ports are next to each other, as ours are, do not meet.
+METRICS_PORTS_APART = 10
+
 
 class SettingsError(StartupError):
     """A setting is missing, malformed or misspelt. Never quotes the value, which may be a secret."""
@@ -60,8 +64,8 @@ class ServiceSettings(BaseSettings):
 
     # Processes that share the port, each with an event loop, a journal and a metrics port of its own. What the settings
     # bound, such as requests of a tenant at a time, is bounded in each.
-    workers: int = Field(default=1, ge=1, le=64)
-    worker: int | None = Field(default=None, ge=0, le=63)  # which of them this process is; set by their supervisor
+    workers: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    worker: int | None = Field(default=None, ge=0)  # which of them this process is; set by their supervisor
     # Worker k listens on this port + k as well, for clients that spread their calls themselves; 0: only on the shared.
     worker_ports_from: int = Field(default=0, ge=0, le=65535)
 
@@ -87,9 +91,25 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_for_all_workers(self) -> Self:
-        if max(self.metrics_port, self.worker_ports_from) + self.workers - 1 > _LAST_PORT:
-            raise ValueError(f"there are not {self.workers} ports from there on; choose lower ones")
+        prefix = (self.model_config.get("env_prefix") or "").upper()
+        if self.worker is not None and self.worker >= self.workers:
+            raise ValueError(f"{prefix}WORKER is for the supervisor of workers to set; unset it")
+        own, metrics = self._ports(self.worker_ports_from, 1), self._ports(self.metrics_port, METRICS_PORTS_APART)
+        for name, ports in (("WORKER_PORTS_FROM", own), ("METRICS_PORT", metrics)):
+            if ports and ports[-1] > _LAST_PORT:
+                raise ValueError(
+                    f"{prefix}{name}: {self.workers} workers need ports up to {ports[-1]}; choose a lower one"
+                )
+        if taken := {self.port, *metrics}.intersection(own):
+            raise ValueError(
+                f"{prefix}WORKER_PORTS_FROM: port {min(taken)} is the service's own already, for all workers or for "
+                "metrics; choose another"
+            )
         return self
+
+    def _ports(self, first: int, apart: int) -> range:
+        """One port for each worker; none where `first` leaves the choice to the system, or is not set."""
+        return range(first, first + apart * self.workers, apart) if first else range(0)
 
     @model_validator(mode="after")
     def _no_faults_in_production(self) -> Self:
@@ -106,8 +126,8 @@ class ServiceSettings(BaseSettings):
 
     @property
     def own_metrics_port(self) -> int:
-        """The port for this process's metrics: with several workers each has the next one."""
-        return self.metrics_port + (self.worker or 0) if self.metrics_port else 0
+        """The port for this process's metrics: with several workers each has one, ten above that of the last."""
+        return self.metrics_port + METRICS_PORTS_APART * (self.worker or 0) if self.metrics_port else 0
 
     @property
     def own_port(self) -> int:
@@ -204,20 +224,20 @@ def _variables_of(settings_type: type[BaseSettings], field: str) -> list[str]:
 
 def _in_one_line(settings_type: type[BaseSettings], error: ValidationError) -> str:
     return "; ".join(
-        f"{_location(settings_type, problem['loc'])}: {_complaint(problem['type'], problem['msg'])}"
+        f"{_location(settings_type, problem['loc'])}{_complaint(problem['type'], problem['msg'])}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
         if problem["type"] != "default_factory_not_called"  # the field that it follows is named already
     )
 
 
 def _complaint(kind: str, message: str) -> str:
-    return "is required; set it" if kind in {"missing", "too_short"} else message
+    return "is required; set it" if kind in {"missing", "too_short"} else message.removeprefix("Value error, ")
 
 
 def _location(settings_type: type[BaseSettings], location: tuple[int | str, ...]) -> str:
     if not location:
-        return settings_type.__name__
+        return ""  # what several fields come to names them itself
     field = str(location[0])
     names = _variables_of(settings_type, field) if field in settings_type.model_fields else [field]
     below = "".join(f".{part}" for part in location[1:])
-    return " or ".join(names) + below
+    return " or ".join(names) + below + ": "

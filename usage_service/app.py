@@ -78,7 +78,7 @@ async def serve(settings: UsageSettings, lifecycle: Lifecycle) -> None:
     """Run the ledger until it is asked to stop. What was opened last is closed first."""
     configure_logging(settings.log_level, settings.log_format)
     faults.arm(settings.faults)
-    metrics = Metrics()
+    metrics = Metrics(worker=settings.worker)
     async with AsyncExitStack() as opened:
         pools = _pools(settings)
         opened.push_async_callback(pools.database.close)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -43,7 +44,7 @@ async def main(settings, lifecycle):
     from service_runtime.metrics import Metrics
     if Path(os.environ["NOTES"] + f".refuse-{settings.worker}").exists():
         raise StartupError("something is missing; bring it")
-    metrics = Metrics()
+    metrics = Metrics(worker=settings.worker)
     server = GrpcServer.from_settings(settings, metrics)
     await server.start()
     with metrics.serve(settings.bind_host, settings.own_metrics_port):
@@ -147,8 +148,11 @@ def test_workers_share_a_port_and_each_has_one_of_its_own_and_one_for_metrics(wo
     assert is_serving(world.worker_ports_from + 1)
     assert sorted(line.split("metrics ")[1] for line in world.said()) == [
         str(world.port + 1000),
-        str(world.port + 1001),
+        str(world.port + 1010),
     ]
+    for worker in (0, 1):
+        with urlopen(f"http://127.0.0.1:{world.port + 1000 + 10 * worker}/metrics", timeout=30) as answer:
+            assert f'grpc_server_in_flight{{worker="{worker}"}} 0.0' in answer.read().decode()
 
 
 def test_a_stop_lets_every_worker_drain(world: World) -> None:
@@ -209,4 +213,12 @@ def test_too_few_ports_for_the_workers_are_told_at_once(world: World) -> None:
     process = world.start("--workers", "4", ECHO_METRICS_PORT="65533")
 
     assert process.wait(30) == 2
-    assert "there are not 4 ports from there on; choose lower ones" in world.output.read_text()
+    assert "ECHO_METRICS_PORT: 4 workers need ports up to 65563; choose a lower one" in world.output.read_text()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "65", "1.5", "two", ""])
+def test_a_number_of_workers_that_is_none_is_told_with_those_that_are(world: World, number: str) -> None:
+    process = world.start(f"--workers={number}")
+
+    assert process.wait(30) == 2
+    assert f"argument --workers: '{number}' is no number from 1 to 64" in world.output.read_text()

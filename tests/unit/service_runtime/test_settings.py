@@ -67,6 +67,52 @@ def test_the_metrics_port_follows_the_port(port: int, metrics_port: int) -> None
     assert load_settings(BookSettings, port=port).metrics_port == metrics_port
 
 
+def test_the_metrics_of_workers_do_not_meet_those_of_a_service_on_the_next_port() -> None:
+    def ports(port: int) -> set[int]:
+        of_workers = [load_settings(BookSettings, port=port, workers=64, worker=worker) for worker in range(64)]
+        return {settings.own_metrics_port for settings in of_workers}
+
+    assert len(ports(4000)) == 64
+    assert ports(4000).isdisjoint(ports(4001))
+
+
+@pytest.mark.parametrize("taken_by", ["the port that all share", "a worker's metrics"])
+def test_ports_of_workers_that_the_service_uses_already_are_refused(
+    environment: pytest.MonkeyPatch, taken_by: str
+) -> None:
+    port = {"the port that all share": 4000, "a worker's metrics": 5010}[taken_by]
+    environment.setenv("BOOKS_WORKERS", "3")
+    environment.setenv("BOOKS_WORKER_PORTS_FROM", str(port - 1))
+
+    with pytest.raises(SettingsError, match=rf"^BOOKS_WORKER_PORTS_FROM: port {port} is the service's own already, "):
+        load_settings(BookSettings)
+
+
+@pytest.mark.parametrize(("variable", "needed"), [("BOOKS_METRICS_PORT", 65550), ("BOOKS_WORKER_PORTS_FROM", 65532)])
+def test_too_few_ports_for_all_workers_are_told_with_the_last_one(
+    environment: pytest.MonkeyPatch, variable: str, needed: int
+) -> None:
+    environment.setenv("BOOKS_WORKERS", "3")
+    environment.setenv(variable, "65530")
+
+    if needed > 65535:
+        with pytest.raises(
+            SettingsError, match=rf"^{variable}: 3 workers need ports up to {needed}; choose a lower one$"
+        ):
+            load_settings(BookSettings)
+    else:
+        assert load_settings(BookSettings, worker=2).own_port == needed
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_worker_that_no_supervisor_has_started_is_refused(environment: pytest.MonkeyPatch, workers: int) -> None:
+    environment.setenv("BOOKS_WORKERS", str(workers))
+    environment.setenv("BOOKS_WORKER", "3")
+
+    with pytest.raises(SettingsError, match=r"^BOOKS_WORKER is for the supervisor of workers to set; unset it$"):
+        load_settings(BookSettings)
+
+
 def test_a_misspelt_variable_is_refused_and_the_nearest_named(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("BOOKS_SHELF_COUTN", "4")
 
