@@ -178,7 +178,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                 else:
                     async with scope:
                         response = await behaviour(request, context)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, grpc.aio.InternalError):  # the second: `_letting_go` says when
                 if call.remaining_s() <= 0:
                     outcome = grpc.StatusCode.DEADLINE_EXCEEDED
                 raise
@@ -263,7 +263,7 @@ def _is_infrastructure(method: str) -> bool:
 
 
 def _letting_go(behaviour: _Behaviour) -> _Behaviour:
-    """Keeps an aborted call from being garbage.
+    """Keeps an aborted call from being garbage, and one whose caller has just left from being taken for our fault.
 
     The library keeps the exception of an abort with its call, and the exception's frames keep the call: a cycle around
     all that the call held. A flood of refusals so fills the heap with what only a garbage collection frees, an eighth
@@ -277,6 +277,10 @@ def _letting_go(behaviour: _Behaviour) -> _Behaviour:
             del request, context  # this frame will be the exception's only one
             abort.__traceback__ = abort.__context__ = None
             raise
+        except grpc.aio.InternalError:
+            # The core takes nothing more to send once a call is over, and says so a moment before the library cancels
+            # the handler: `context.cancelled()` does not know yet. The library logs it with a traceback.
+            raise asyncio.CancelledError from None
 
     return letting_go
 
