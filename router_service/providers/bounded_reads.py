@@ -9,8 +9,11 @@ Because so little arrives at a time, all of it is parsed at once, and pausing is
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from ssl import SSLError, SSLObject
 from typing import Any, Final, cast
 
 from aiohttp import ClientConnectionError, ClientPayloadError, StreamReader, TCPConnector
@@ -41,13 +44,14 @@ class BoundedHandler(ResponseHandler):
     is at a chunk's begin, or within one that is `_owed` bytes more, whenever a body is taken here. From the first bytes
     on that are no ordinary chunk, the rest of the body is the parser's.
 
-    Two things aiohttp leaves undone: it takes what comes behind an answer for the next request's, which may be another
+    What aiohttp leaves undone: it takes what comes behind an answer for the next request's, which may be another
     tenant's, and a connection that it closes lives on until all of the request is sent and TLS has said goodbye.
     """
 
     def __init__(self, arrived: memoryview, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._arrived = arrived
+        self._readable = select.poll()
         self._awaits_head = False
         self._is_answered = False
         self._message: tuple[RawResponseMessage, StreamReader] | None = None  # the one whose head has just been read
@@ -56,7 +60,16 @@ class BoundedHandler(ResponseHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        cast("asyncio.Transport", transport).set_protocol(_BoundedReads(self, self._arrived))
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+        reads = _BoundedReads(self, self._arrived, transport.get_extra_info("ssl_object"))
+        cast("asyncio.Transport", transport).set_protocol(reads)
+
+    def is_connected(self) -> bool:
+        """Whether the next request may go out here, which the pool asks of a connection that nobody uses.
+
+        What has come since the last answer is no answer to it, or is the end, though the loop may not have read it yet.
+        """
+        return super().is_connected() and not self._readable.poll(0)
 
     def set_response_params(self, **params: Any) -> None:
         """Expect the answer to a request."""
@@ -172,9 +185,10 @@ def _fail(body: StreamReader | None, error: Exception) -> None:
 class _BoundedReads(asyncio.BufferedProtocol):
     """Stands between the transport and aiohttp's handler, because it is a protocol's kind that decides how it reads."""
 
-    def __init__(self, handler: ResponseHandler, arrived: memoryview) -> None:
+    def __init__(self, handler: ResponseHandler, arrived: memoryview, tls: SSLObject | None) -> None:
         self._handler = handler
         self._arrived = arrived
+        self._tls = tls
 
     def get_buffer(self, sizehint: int) -> memoryview:
         del sizehint
@@ -187,7 +201,18 @@ class _BoundedReads(asyncio.BufferedProtocol):
         self._handler.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._tls is not None:
+            self._take_rest(self._tls)
         self._handler.connection_lost(exc)
+
+    def _take_rest(self, tls: SSLObject) -> None:
+        """Take what came before the end and is still within TLS: uvloop gives it to nobody.
+
+        That is whatever came since reading was paused, and of a burst all but the first `_arrived`.
+        """
+        with suppress(SSLError):  # it wants more, or is not whole
+            while self._handler.connected and (data := tls.read(len(self._arrived))):
+                self._handler.data_received(data)
 
     def pause_writing(self) -> None:
         self._handler.pause_writing()

@@ -43,6 +43,11 @@ class Exchange:
         """The connection's; None after the end of the body, when it may be another request's."""
         return self._connection.transport
 
+    def left(self, max_bytes: int) -> bytes:
+        """What of the body had come before it failed and was not read yet. aiohttp only tells of the failure."""
+        rest: bytes = self.body._read_nowait(max_bytes)  # noqa: SLF001 - its public twin raises the failure, too
+        return rest
+
     def close(self) -> None:
         """Drop the connection, if the body has not ended."""
         self._connection.close()

@@ -214,7 +214,9 @@ class _ArrivalStream(httpx.AsyncByteStream):
         try:
             data = await self._answer.body.read(SLICE_BYTES)
         except (aiohttp.ClientError, OSError) as error:
-            raise _fault_in_body(error, self._request) from error
+            data = self._answer.left(SLICE_BYTES)  # whoever reads late misses nothing of what came before the end
+            if not data:
+                raise _fault_in_body(error, self._request) from error
         if self._socket is not None:
             self._let_go(self._socket)
         if not data:
