@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from tests.bench.brown_out import SCENARIOS, Outcome, Simulation
 
 
+@functools.cache  # several tests look at the same run
 def simulated(scenario: str, rate: int, answer_s: float, seed: int) -> Outcome:
     simulation = Simulation(failing=SCENARIOS[scenario], answer_s=answer_s, seed=seed)
     return simulation.run(requests_per_s=rate, seconds=60)
