@@ -44,6 +44,10 @@ async def main(settings, lifecycle):
     from service_runtime.metrics import Metrics
     if Path(os.environ["NOTES"] + f".refuse-{settings.worker}").exists():
         raise StartupError("something is missing; bring it")
+    if Path(os.environ["NOTES"] + f".hang-{settings.worker}").exists():
+        note(settings, "hangs")
+        await lifecycle.wait_for_stop()
+        return
     metrics = Metrics(worker=settings.worker)
     server = GrpcServer.from_settings(settings, metrics)
     await server.start()
@@ -175,6 +179,45 @@ def test_a_worker_that_dies_is_started_again_in_its_place_while_the_other_serves
     assert process.poll() is None
     assert "worker 1 was killed by SIGKILL" in world.output.read_text()
     assert is_serving(world.worker_ports_from + 1)
+
+
+def test_a_worker_that_dies_again_and_again_is_started_later_each_time_and_comes_back(world: World) -> None:
+    process = world.start_ready("--workers", "2")
+    refusal = Path(f"{world.notes}.refuse-1")
+    refusal.touch()
+
+    os.kill(world.pids()[1][0], signal.SIGKILL)
+    eventually(lambda: "worker 1 ended with exit code 2; starting it again in 0.4 s" in world.output.read_text())
+    assert process.poll() is None
+    assert is_serving(world.worker_ports_from)
+    refusal.unlink()
+
+    assert is_serving(world.worker_ports_from + 1)
+    waits_s = re.findall(r"worker 1 .* starting it again in ([\d.]+) s", world.output.read_text())
+    assert waits_s[:3] == ["0", "0.2", "0.4"]
+    assert len(world.pids()[0]) == 1
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_stop_while_workers_start_ends_those_that_have(world: World, worker: int) -> None:
+    Path(f"{world.notes}.hang-{worker}").touch()
+    process = world.start("--workers", "2")
+    eventually(lambda: f"{worker} hangs" in world.said())
+
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(20) == 0
+    assert [line for line in world.said() if line.endswith("stopped")] == ["0 stopped"][:worker]
+
+
+def test_the_supervisor_never_loads_grpc(world: World) -> None:
+    process = world.start_ready("--workers", "2")
+
+    def has_grpc(pid: int) -> bool:
+        return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
+
+    assert [has_grpc(pid) for pids in world.pids().values() for pid in pids] == [True, True]
+    assert not has_grpc(process.pid)
 
 
 def test_a_killed_supervisor_takes_its_workers_with_it(world: World) -> None:
