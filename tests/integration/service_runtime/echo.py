@@ -157,7 +157,7 @@ def handled(metrics: Metrics, method: str, code: str) -> float:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Return when `condition` holds; fail after five seconds."""
-    async with asyncio.timeout(5):
+    """Return when `condition` holds; fail after half a minute."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)

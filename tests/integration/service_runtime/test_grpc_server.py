@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -176,10 +175,37 @@ async def test_an_oversized_request_is_refused_without_reaching_the_handler() ->
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_connection_that_says_nothing_is_closed_eventually_and_harms_nobody() -> None:
+async def test_a_connection_that_says_nothing_is_closed_and_harms_nobody() -> None:
     async with echo_server(Echo()) as (server, client):
         port = int(server.address.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)):
-            answers = await client.finish("Unary", "hello")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answers = await client.finish("Unary", "hello")
+        async with asyncio.timeout(25):  # gRPC's own patience is longer
+            await reader.read()  # until the server hangs up
+        writer.close()
 
     assert answers == ["hello"]
+
+
+async def test_one_connection_has_only_so_many_calls_open_and_its_others_wait() -> None:
+    echo, release = Echo(), asyncio.Event()
+    running, most = 0, 0
+
+    async def held(text: str, context: Any) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await release.wait()
+        running -= 1
+        return text
+
+    async with echo_server(echo, max_waiting_calls=10_000) as (_, client):
+        await client.finish("Unary", "first")  # by its end the client knows the server's settings
+        echo.unary = held
+        calls = [asyncio.create_task(client.finish("Unary", str(number))) for number in range(300)]
+        await eventually(lambda: running >= 250)
+        release.set()
+        answers = await asyncio.gather(*calls)
+
+    assert most == 250
+    assert answers == [[str(number)] for number in range(300)]
