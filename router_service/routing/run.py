@@ -267,7 +267,11 @@ class Run:
         question = attempt.countable(outcome, self._request)
         if question is None:
             return
-        counts = await counter.count(question.vocabulary, question.texts)
+        try:
+            counts = await counter.count(question.vocabulary, question.texts)
+        except Exception:  # an estimate is no loss; a row that is never written is
+            log.exception("completion.not_counted", **self._log_fields())
+            return
         if counts is not None:
             attempt.counted = question.usage(counts)
 

@@ -184,14 +184,17 @@ class FakeJournal:
 
 
 class FakeCounter:
-    """Counts words, or nothing when it `is_away`."""
+    """Counts words, or nothing when it `is_away`; `fault` is what it raises instead, which no counter should."""
 
     def __init__(self) -> None:
         self.is_away = False
+        self.fault: Exception | None = None
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
     async def count(self, vocabulary: str, texts: Sequence[str]) -> list[int] | None:
         self.asked.append((vocabulary, tuple(texts)))
+        if self.fault is not None:
+            raise self.fault
         return None if self.is_away else [len(text.split()) for text in texts]
 
 

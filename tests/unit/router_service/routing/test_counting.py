@@ -58,6 +58,17 @@ async def test_u1_what_is_counted_is_told_and_booked_alike() -> None:
     assert served.counter.asked == [("o200k_base", ("a good day", "hm hm", "Be brief", "one two three"))]
 
 
+async def test_a_counter_that_crashes_costs_an_estimate_and_neither_the_answer_nor_its_row() -> None:
+    served = world(*UNCOUNTED)
+    served.counter.fault = RuntimeError("the handler is closed")  # as uvloop says of a closed pipe
+
+    result = await result_of(served)
+
+    (row,) = served.journal.rows
+    assert result.usage == row.usage
+    assert result.usage_source is row.usage_source is UsageSource.ESTIMATED
+
+
 async def test_what_the_provider_counted_is_not_counted_again() -> None:
     served = world(ProviderAccepted(), text("a"), finished())
 
