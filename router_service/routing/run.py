@@ -77,13 +77,17 @@ class Run:
         self._decision = ""
         self._stop: Reason | None = None
         self._is_draining = False
+        self._has_succeeded = False
         self._is_over = False
 
     # ── from outside ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def stop(self, reason: Reason) -> None:
-        """End the request: at once, or, where the provider's bill goes on, after its stream was read to the end."""
-        if self._is_over:
+        """End the request: at once, or, where the provider's bill goes on, after its stream was read to the end.
+
+        An answer that is whole and only has to be recorded is given out, though time is up or the router stops.
+        """
+        if self._is_over or (self._has_succeeded and reason is not Reason.CALLER_LEFT):
             return
         is_first = self._stop is None
         if is_first:
@@ -128,6 +132,7 @@ class Run:
             outcome = await self._try(attempt)
             following = await self._following(attempt, outcome)
             status = self._status(outcome)
+            self._has_succeeded = status is AttemptStatus.SUCCESS
             await self._settle(attempt, outcome, status, absorbed=following is not None)
             if isinstance(outcome, Succeeded) and status is AttemptStatus.SUCCESS:
                 return self._result(attempt, outcome)

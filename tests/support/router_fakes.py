@@ -146,6 +146,7 @@ class FakeJournal:
         self.refuses_opening = False
         self.breaks_settling = False
         self.gate: asyncio.Event | None = None
+        self.settling_gate: asyncio.Event | None = None
 
     async def opened(self, attempt: AttemptOpened) -> None:
         await asyncio.sleep(0)
@@ -164,6 +165,8 @@ class FakeJournal:
         if attempt.enquiry is not None:
             self.held_back[attempt.opened.event_id] = attempt
         await asyncio.sleep(0)
+        if self.settling_gate is not None:
+            await self.settling_gate.wait()
 
     async def held(self) -> list[HeldAttempt]:
         return [

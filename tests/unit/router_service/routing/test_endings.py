@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from router_service.domain.catalog import CallerGonePolicy
 from router_service.domain.completion import (
     CompletionFailure,
     CompletionResult,
+    FinishReason,
     IndexedDelta,
     ProviderAccepted,
 )
@@ -274,3 +276,24 @@ async def test_what_outlasts_the_grace_is_cut_and_settled_as_interrupted() -> No
     assert rows(world) == [("groq", 1, AttemptStatus.INTERRUPTED, False)]
     assert (await reading).reason == "STREAM_INTERRUPTED"
     assert world.router.running == 0
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_a_success_that_is_being_recorded_when_the_router_is_cut_reaches_its_caller(*, is_whole: bool) -> None:
+    """Else the ledger has a success that nobody has seen, and the caller asks, and pays, again."""
+    world = World({"groq": FakeProvider()})
+    world.journal.settling_gate = asyncio.Event()
+    asked = world.router.complete(request(), deadline_s=None) if is_whole else events_of(world.router)
+    asking: asyncio.Task[Any] = asyncio.create_task(asked)
+    while not world.journal.rows:
+        await asyncio.sleep(0)
+
+    draining = asyncio.create_task(world.router.drain(0.0))
+    for _ in range(10):
+        await asyncio.sleep(0)  # the grace is over: it waits for nothing but the journal
+    world.journal.settling_gate.set()
+    await draining
+
+    results = [each for each in await asking if isinstance(each, CompletionResult)]
+    assert [result.finish_reason for result in results] == [FinishReason.STOP]
+    assert rows(world) == [("groq", 1, AttemptStatus.SUCCESS, False)]
