@@ -10,8 +10,9 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,29 +88,43 @@ def tenants_template(postgres_server: EmbeddedPostgres) -> str:
 @pytest.fixture
 async def empty_database(postgres_server: EmbeddedPostgres) -> AsyncIterator[str]:
     """The address of a fresh database without any table."""
-    async for dsn in _copy(postgres_server, "template1"):
+    async with copy_of(postgres_server, "template1") as dsn:
         yield dsn
 
 
 @pytest.fixture
 async def ledger_database(postgres_server: EmbeddedPostgres, ledger_template: str) -> AsyncIterator[str]:
     """The address of a fresh database with the ledger's schema and seeds."""
-    async for dsn in _copy(postgres_server, ledger_template):
+    async with copy_of(postgres_server, ledger_template) as dsn:
         yield dsn
 
 
 @pytest.fixture
 async def tenants_database(postgres_server: EmbeddedPostgres, tenants_template: str) -> AsyncIterator[str]:
     """The address of a fresh database with the tenants' schema."""
-    async for dsn in _copy(postgres_server, tenants_template):
+    async with copy_of(postgres_server, tenants_template) as dsn:
         yield dsn
 
 
-async def _copy(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+@asynccontextmanager
+async def copy_of(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """The address of a copy of a database that nobody is connected to."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     await _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
     yield dsn_of(server, name)
     await _execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def filled_template(
+    server: EmbeddedPostgres, template: str, fill: Callable[[str], Coroutine[Any, Any, None]]
+) -> Iterator[str]:
+    """The name of a copy of a template with what `fill` has put into it, for tests that begin with the same rows."""
+    name = f"filled_{os.getpid()}_{next(_numbers)}"
+    run_apart(_execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy'))
+    run_apart(fill(dsn_of(server, name)))
+    yield name
+    run_apart(_execute(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 
 async def _execute(server: EmbeddedPostgres, statement: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,9 +11,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.errors import Category, InvalidRequest, ServiceError
 from service_runtime.postgres import Postgres
 from tests.support.ledger_rows import by, cost_of, outcomes_of, random_rows, store, total_tokens_of, within
+from tests.support.postgres import copy_of, filled_template
 from tests.support.usage_events import OTHER_TENANT, TENANT
 from turnpike.usage.v1 import usage_service_pb2 as pb
 from usage_service.api.convert_reports import instant_from_proto, timestamp_to_proto
@@ -43,19 +45,37 @@ STEPS = [
 ZONES = ["UTC", "Europe/Berlin", "Asia/Kathmandu"]
 
 
+@pytest.fixture(scope="module")
+def rows() -> list[LedgerRow]:
+    rng = random.Random(2027)
+    return random_rows(rng, 700, SPAN) + random_rows(rng, 50, SPAN, tenant_id=OTHER_TENANT)
+
+
+@pytest.fixture(scope="module")
+def books_of_the_rows(postgres_server: EmbeddedPostgres, ledger_template: str, rows: list[LedgerRow]) -> Iterator[str]:
+    async def fill(dsn: str) -> None:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
+        await store(pool, rows)
+        await pool.close()
+
+    with filled_template(postgres_server, ledger_template, fill) as name:
+        yield name
+
+
 @pytest.fixture
-async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
+async def postgres(postgres_server: EmbeddedPostgres, books_of_the_rows: str) -> AsyncIterator[Postgres]:
+    """The books of the `rows`."""
+    async with copy_of(postgres_server, books_of_the_rows) as dsn:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
+        yield pool
+        await pool.close()
+
+
+@pytest.fixture
+async def empty_books(ledger_database: str) -> AsyncIterator[Postgres]:
     pool = await Postgres.connect(ledger_database, min_size=1, max_size=2)
     yield pool
     await pool.close()
-
-
-@pytest.fixture
-async def rows(postgres: Postgres) -> list[LedgerRow]:
-    rng = random.Random(2027)
-    stored = random_rows(rng, 700, SPAN) + random_rows(rng, 50, SPAN, tenant_id=OTHER_TENANT)
-    await store(postgres, stored)
-    return stored
 
 
 def reporting(postgres: Postgres, retention: RollupRetention = RETENTION) -> Reporting:
@@ -185,8 +205,8 @@ async def test_pages_of_every_chart_put_together_are_the_whole(postgres: Postgre
         assert turned == whole_entries
 
 
-async def test_the_service_chooses_steps_and_says_which(postgres: Postgres) -> None:
-    answer = await ReportHandlers(reporting(postgres)).query_usage_time_series(
+async def test_the_service_chooses_steps_and_says_which(empty_books: Postgres) -> None:
+    answer = await ReportHandlers(reporting(empty_books)).query_usage_time_series(
         pb.QueryUsageTimeSeriesRequest(tenant_id=TENANT)
     )
 

@@ -14,8 +14,10 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import pytest
 
+from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.postgres import Postgres
 from tests.support.ledger_rows import random_rows, store
+from tests.support.postgres import copy_of, filled_template
 from tests.support.usage_events import TENANT
 from usage_service.domain.report import Grouping, UsageFilter, total_of
 from usage_service.domain.steps import Step, StepUnit, steps
@@ -31,10 +33,9 @@ MONTH = Window(NOW - timedelta(days=30), NOW)
 TABLES = {grain: f"usage_rollup_{grain.label}" for grain in Grain}
 
 
-@pytest.fixture
-async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
-    """A month of one tenant's usage beside 200 others', with statistics, and plans made without looking at values."""
-    owner = await Postgres.connect(ledger_database, min_size=1, max_size=1, statement_timeout_s=30)
+async def a_month_of_usage(dsn: str) -> None:
+    """A month of one tenant's usage beside 200 others', with statistics."""
+    owner = await Postgres.connect(dsn, min_size=1, max_size=1, statement_timeout_s=30)
     await store(owner, random_rows(random.Random(7), 3_000, MONTH))
     async with owner.acquire() as connection:
         for table in TABLES.values():
@@ -50,11 +51,21 @@ async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
             await connection.execute(f"ANALYZE {table}")
         await connection.execute("ANALYZE model_usage_stats")
     await owner.close()
-    pool = await Postgres.connect(
-        ledger_database, min_size=1, max_size=1, statement_timeout_s=30, settings=CONNECTION_SETTINGS
-    )
-    yield pool
-    await pool.close()
+
+
+@pytest.fixture(scope="module")
+def month_of_usage(postgres_server: EmbeddedPostgres, ledger_template: str) -> Iterator[str]:
+    with filled_template(postgres_server, ledger_template, a_month_of_usage) as name:
+        yield name
+
+
+@pytest.fixture
+async def postgres(postgres_server: EmbeddedPostgres, month_of_usage: str) -> AsyncIterator[Postgres]:
+    """As reports are connected, which may read and no more."""
+    async with copy_of(postgres_server, month_of_usage) as dsn:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=1, statement_timeout_s=30, settings=CONNECTION_SETTINGS)
+        yield pool
+        await pool.close()
 
 
 class PlannedRollups(PostgresRollups):

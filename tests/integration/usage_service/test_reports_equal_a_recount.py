@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,8 +11,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.postgres import Postgres
 from tests.support.ledger_rows import by, cost_of, ledger_row, outcomes_of, random_rows, store, total_tokens_of, within
+from tests.support.postgres import copy_of, filled_template
 from tests.support.usage_events import OTHER_TENANT, TENANT
 from usage_service.domain import histogram
 from usage_service.domain.report import DailyCost, UsageFilter
@@ -30,19 +32,37 @@ RETENTIONS = {"all grains everywhere": RollupRetention(timedelta(days=20), timed
 NO_FILTER = UsageFilter()
 
 
+@pytest.fixture(scope="module")
+def rows() -> list[LedgerRow]:
+    rng = random.Random(2026)
+    return random_rows(rng, 1_500, SPAN) + random_rows(rng, 100, SPAN, tenant_id=OTHER_TENANT)
+
+
+@pytest.fixture(scope="module")
+def books_of_the_rows(postgres_server: EmbeddedPostgres, ledger_template: str, rows: list[LedgerRow]) -> Iterator[str]:
+    async def fill(dsn: str) -> None:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
+        await store(pool, rows)
+        await pool.close()
+
+    with filled_template(postgres_server, ledger_template, fill) as name:
+        yield name
+
+
 @pytest.fixture
-async def postgres(ledger_database: str) -> AsyncIterator[Postgres]:
+async def postgres(postgres_server: EmbeddedPostgres, books_of_the_rows: str) -> AsyncIterator[Postgres]:
+    """The books of the `rows`."""
+    async with copy_of(postgres_server, books_of_the_rows) as dsn:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
+        yield pool
+        await pool.close()
+
+
+@pytest.fixture
+async def empty_books(ledger_database: str) -> AsyncIterator[Postgres]:
     pool = await Postgres.connect(ledger_database, min_size=1, max_size=2)
     yield pool
     await pool.close()
-
-
-@pytest.fixture
-async def rows(postgres: Postgres) -> list[LedgerRow]:
-    rng = random.Random(2026)
-    stored = random_rows(rng, 1_500, SPAN) + random_rows(rng, 100, SPAN, tenant_id=OTHER_TENANT)
-    await store(postgres, stored)
-    return stored
 
 
 def reporting(postgres: Postgres, retention: RollupRetention) -> Reporting:
@@ -211,14 +231,14 @@ async def test_a_purge_changes_no_report(postgres: Postgres, rows: list[LedgerRo
     assert await everything() == before
 
 
-async def test_a_late_event_after_the_purge_does_not_pass_for_the_first_of_its_hour(postgres: Postgres) -> None:
+async def test_a_late_event_after_the_purge_does_not_pass_for_the_first_of_its_hour(empty_books: Postgres) -> None:
     early, late = (NOW.replace(minute=minute) - timedelta(days=3) for minute in (10, 50))
     failing: dict[str, Any] = {"status": AttemptStatus.ERROR, "error_class": "timeout"}
-    await store(postgres, [ledger_row(early, **failing)])
-    await purge_rollups(postgres, SHORT, NOW)
-    await store(postgres, [ledger_row(late, **failing)])
+    await store(empty_books, [ledger_row(early, **failing)])
+    await purge_rollups(empty_books, SHORT, NOW)
+    await store(empty_books, [ledger_row(late, **failing)])
 
-    page = await reporting(postgres, SHORT).failures(UUID(TENANT), SPAN, NO_FILTER, after=None, page_size=10)
+    page = await reporting(empty_books, SHORT).failures(UUID(TENANT), SPAN, NO_FILTER, after=None, page_size=10)
 
     assert [(one.occurrences, one.first_seen, one.last_seen) for one in page.entries] == [
         (2, Grain.HOUR.floor(early), Grain.HOUR.floor(late))
