@@ -116,17 +116,16 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         if handler.response_streaming and inspect.isasyncgenfunction(behaviour):
             behaviour = self._writing(behaviour)
         gate = self._gate_of(method)
-        if gate is not None and not handler.request_streaming:
+        if not handler.request_streaming:
             behaviour = _reading(behaviour)
         if self._held is not None and not (self._held.knows_user_of(method) or _is_infrastructure(method)):
             behaviour = self._held.for_nobody(behaviour)
         behaviour = self._guarded(method, behaviour, gate or OpenGate())
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming or gate is not None, handler.response_streaming]
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         return make(_letting_go(behaviour), handler.request_deserializer, handler.response_serializer)
 
     def _writing(self, generator: Callable[[Any, Any], AsyncIterator[Any]]) -> _Behaviour:
@@ -298,7 +297,10 @@ def _admit(calls_in_flight: int, max_calls: int, remaining_s: float, limits: Bou
 
 
 def _reading(behaviour: _Behaviour) -> _Behaviour:
-    """The handler of one request as that of a stream of requests, which gRPC begins before it reads any."""
+    """The handler of one request as that of a stream of requests, which gRPC begins before it reads any.
+
+    So a call that is refused is not read, and one without a request, or with a malformed one, ends as any other does.
+    """
 
     async def read_and_run(_messages: Any, context: Any) -> Any:
         try:

@@ -13,7 +13,16 @@ from google.protobuf.wrappers_pb2 import StringValue
 from service_runtime.error_codec import from_rpc_error
 from service_runtime.interceptors import BoundaryLimits
 from service_runtime.metrics import Metrics
-from tests.integration.service_runtime.echo import METHODS, Echo, doing, echo_server, eventually, handled, raising
+from tests.integration.service_runtime.echo import (
+    METHODS,
+    SERVICE,
+    Echo,
+    doing,
+    echo_server,
+    eventually,
+    handled,
+    raising,
+)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -34,6 +43,16 @@ async def test_a_call_without_deadline_ends_at_the_servers_cap(method: str) -> N
     assert from_rpc_error(error).reason == "SERVER_CAP"
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert cleaned_up == ["x"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_caller_who_never_sends_his_request_is_held_no_longer_than_that(method: str) -> None:
+    async with echo_server(Echo(), limits=BoundaryLimits(max_duration_s=0.05)) as (_, client):
+        opened: Any = client.channel.stream_stream(f"/{SERVICE}/{method}")
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await opened(timeout=60).read()
+
+    assert from_rpc_error(ended.value).reason == "SERVER_CAP"
 
 
 async def test_a_timeout_error_of_the_handlers_own_is_a_bug_and_not_the_cap() -> None:

@@ -11,7 +11,8 @@ import pytest
 from service_runtime.error_codec import from_rpc_error
 from service_runtime.errors import Category, InvalidRequest, QuotaExceeded, QuotaViolation, ServiceError
 from service_runtime.metrics import Metrics
-from tests.integration.service_runtime.echo import METHODS, Echo, echo_server, eventually, handled, raising
+from service_runtime.overload import Gate, GateOf, Saturation, no_gates
+from tests.integration.service_runtime.echo import METHODS, SERVICE, Echo, echo_server, eventually, handled, raising
 
 SECRET = "sk-CANARY-0123456789"
 
@@ -123,3 +124,20 @@ async def test_a_handler_may_abort_by_itself_and_is_counted_with_its_code() -> N
 
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "gone")
     assert handled(metrics, "Unary", "NOT_FOUND") == 1
+
+
+@pytest.mark.parametrize("gate_of", [no_gates, lambda _: Gate(Saturation())], ids=["without a gate", "behind one"])
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_request_that_cannot_be_read_is_refused_as_such(method: str, gate_of: GateOf) -> None:
+    async with echo_server(Echo(), gate_of=gate_of) as (server, client):
+        path = f"/{SERVICE}/{method}"
+        malformed: Any = client.channel.unary_stream(path)
+        empty: Any = client.channel.stream_stream(path)
+        with pytest.raises(grpc.aio.AioRpcError) as unreadable:
+            await malformed(b"\xff", timeout=60).read()
+        with pytest.raises(grpc.aio.AioRpcError) as missing:
+            await empty(iter(()), timeout=60).read()
+        await eventually(lambda: not server.in_flight.requests)
+
+    assert from_rpc_error(unreadable.value).reason == "MALFORMED_REQUEST"
+    assert from_rpc_error(missing.value).reason == "NO_REQUEST"

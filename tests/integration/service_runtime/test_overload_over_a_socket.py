@@ -77,22 +77,6 @@ async def test_who_is_refused_at_the_gate_is_told_why_and_when_to_come_back_and_
     assert "".join(answers) == "abc"
 
 
-@pytest.mark.parametrize("method", ["Unary", "Generate", "Write"])
-async def test_a_request_that_cannot_be_read_is_refused_as_such_behind_the_gate(method: str) -> None:
-    async with echo_server(Echo(), gate_of=lambda _: Gate(Saturation())) as (server, client):
-        path = f"/{SERVICE}/{method}"
-        malformed: Any = client.channel.unary_stream(path)
-        empty: Any = client.channel.stream_stream(path)
-        with pytest.raises(grpc.aio.AioRpcError) as unreadable:
-            await malformed(b"\xff", timeout=60).read()
-        with pytest.raises(grpc.aio.AioRpcError) as missing:
-            await empty(iter(()), timeout=60).read()
-        await eventually(lambda: not server.in_flight.requests)
-
-    assert from_rpc_error(unreadable.value).reason == "MALFORMED_REQUEST"
-    assert from_rpc_error(missing.value).reason == "NO_REQUEST"
-
-
 async def test_a_caller_who_hangs_up_leaves_the_gate() -> None:
     started, gate, echo = asyncio.Event(), Gate(Saturation()), Echo()
 
