@@ -18,6 +18,8 @@ from router_service.api.request_check import RequestRules
 from router_service.api.router_servicer import RouterServicer
 from router_service.api.tenant_servicer import TenantServicer
 from router_service.configured import (
+    ROUTER_SERVICE,
+    gates,
     http_settings,
     journal_directory,
     key_ring,
@@ -64,16 +66,12 @@ from service_runtime.held_refusals import HeldRefusals
 from service_runtime.ids import uuid7
 from service_runtime.logs import configure_logging
 from service_runtime.metrics import Metrics
-from service_runtime.overload import gates_for, no_gates
 from service_runtime.postgres import Listener
 from service_runtime.process import Lifecycle
 from service_runtime.redaction import REDACTOR
 from turnpike.router.v1 import router_service_pb2_grpc, tenant_service_pb2_grpc
 
 NEWCOMER = UUID("018f0000-0000-7000-8000-000000000001")
-
-_ROUTER_SERVICE = "turnpike.router.v1.RouterService"
-_COMPLETIONS = tuple(f"/{_ROUTER_SERVICE}/{name}" for name in ("StreamCompletion", "Complete"))
 
 _PRICE_REFRESH_S = 15.0
 _LIMIT_REFRESH_S = 1.0
@@ -280,15 +278,16 @@ def _server(
     catalog: Mapping[str, ProviderSpec],
 ) -> GrpcServer:
     """The gRPC server with both services, not started yet."""
-    gate_of = gates_for(*_COMPLETIONS) if settings.shed_late_calls else no_gates
-    held = HeldRefusals(turn_rules(settings), metrics, service=_ROUTER_SERVICE)
-    server = GrpcServer.from_settings(settings, metrics, detail_to_proto=detail_to_proto, gate_of=gate_of, held=held)
+    held = HeldRefusals(turn_rules(settings), metrics, service=ROUTER_SERVICE)
+    server = GrpcServer.from_settings(
+        settings, metrics, detail_to_proto=detail_to_proto, gate_of=gates(settings), held=held
+    )
     rules = RequestRules(
         ProviderNames(catalog), new_request_id=uuid7, max_prompt_characters=settings.max_prompt_characters
     )
     completions = RouterServicer(router, rules, used_by=held.used)
     server.add(
-        _ROUTER_SERVICE,
+        ROUTER_SERVICE,
         partial(router_service_pb2_grpc.add_RouterServiceServicer_to_server, completions),
     )
     server.add(

@@ -17,12 +17,14 @@ from router_service.settings import RouterSettings
 from router_service.tenants.sealed_keys import KeyRing, checked_token
 from router_service.tenants.snapshot import FILE_NAME as SNAPSHOT_FILE_NAME
 from service_runtime.database import ServiceDatabase
+from service_runtime.overload import GateOf, gates_for, no_gates
 from service_runtime.redaction import REDACTOR
 from service_runtime.refusal_turns import TurnRules
 from service_runtime.startup import StartupError
 
 MIGRATIONS = Path(__file__).parent / "tenants" / "migrations"
 ROLE = "turnpike_router"
+ROUTER_SERVICE = "turnpike.router.v1.RouterService"
 
 
 def key_ring(settings: RouterSettings) -> KeyRing:
@@ -111,6 +113,12 @@ def routing_settings(settings: RouterSettings) -> RoutingSettings:
         late_usage_wait_s=settings.late_usage_wait_s,
         score_weights=settings.score_weights,
     )
+
+
+def gates(settings: RouterSettings) -> GateOf:
+    """Completions may be refused for want of time; everything else, such as health, never is."""
+    completions = [f"/{ROUTER_SERVICE}/{name}" for name in ("StreamCompletion", "Complete")]
+    return gates_for(*completions) if settings.shed_late_calls else no_gates
 
 
 def turn_rules(settings: RouterSettings) -> TurnRules:
