@@ -35,6 +35,9 @@ class DeadCall:
     def done(self) -> bool:
         return False
 
+    async def read(self) -> object:
+        return "a request"
+
     async def write(self, _message: object) -> None:
         raise FAILED
 
@@ -67,7 +70,7 @@ async def test_who_left_a_moment_ago_is_no_fault_of_ours(
 
     guarded: Any = await boundary.intercept_service(found, cast("Any", Details()))
     with capture_logs() as logs, pytest.raises(asyncio.CancelledError):  # of which the library logs nothing
-        await guarded.unary_stream("a request", DeadCall())
+        await guarded.stream_stream(iter(()), DeadCall())
 
     labels = {"service": "test.v1.Echo", "method": "Write", "code": counted_as}
     assert metrics.registry.get_sample_value("grpc_server_handled_total", labels) == 1.0
