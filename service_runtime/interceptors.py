@@ -44,6 +44,7 @@ _INFRASTRUCTURE_PREFIX = "/grpc."
 _MAX_INFRASTRUCTURE_CALLS = 100
 _OVERLOADED_RETRY_AFTER_S = 1.0
 _MAX_ABORT_S = 5.0
+_CANCELLATION_COMES_WITHIN_S = 1.0
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -65,7 +66,11 @@ class BoundaryLimits:
 
 
 class ErrorBoundary(grpc.aio.ServerInterceptor):
-    """The interceptor. One per server; it must be the first."""
+    """The interceptor. One per server; it must be the first.
+
+    Nothing of ours but the cap interrupts the first message of a call: the library forgets that its headers are under
+    way, sends them again with the status, and the core refuses both: the caller hears nothing until he gives up.
+    """
 
     def __init__(
         self,
@@ -133,10 +138,11 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
         timeout_s = self._limits.write_timeout_s
 
         async def write_all(request: Any, context: Any) -> None:
+            patience_s: float | None = None  # for the first one
             async with aclosing(generator(request, context)) as messages:  # type: ignore[type-var]
                 async for message in messages:
                     try:
-                        async with asyncio.timeout(timeout_s):
+                        async with asyncio.timeout(patience_s):
                             await context.write(message)
                     except TimeoutError:
                         raise ServiceError(
@@ -144,6 +150,7 @@ class ErrorBoundary(grpc.aio.ServerInterceptor):
                             "READER_TOO_SLOW",
                             f"no message was taken for {timeout_s:g} s; read faster",
                         ) from None
+                    patience_s = timeout_s
 
         return write_all
 
@@ -278,8 +285,9 @@ def _letting_go(behaviour: _Behaviour) -> _Behaviour:
             raise
         except grpc.aio.InternalError:
             # The core takes nothing more to send once a call is over, and says so a moment before the library cancels
-            # the handler: `context.cancelled()` does not know yet. The library logs it with a traceback.
-            raise asyncio.CancelledError from None
+            # the handler: `context.cancelled()` does not know yet. Where nothing cancels it, it is a fault after all.
+            await asyncio.sleep(_CANCELLATION_COMES_WITHIN_S)
+            raise
 
     return letting_go
 

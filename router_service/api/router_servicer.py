@@ -54,15 +54,18 @@ class RouterServicer(RouterServiceServicer):
         self._used_by(context, completion.tenant_id)
         events = await self._router.stream(completion, deadline_s=context.time_remaining())
         watch = Watchdog()
+        has_begun = False
         try:
             with closing(events), watch:
                 async for event in events:
-                    watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
+                    if has_begun:  # who interrupts the first message cannot end the call: see `ErrorBoundary`
+                        watch.expect(self._write_timeout_s, Reason.CALLER_LEFT)
                     is_last = isinstance(event, CompletionResult)
                     if is_last:
                         crash_point(CrashPoint.CALLER_BEFORE_FINAL_WRITE)
                     await context.write(event_to_proto(event))
                     watch.expect_nothing()
+                    has_begun = True
                     if is_last:
                         crash_point(CrashPoint.CALLER_AFTER_FINAL_WRITE)
                     elif isinstance(event, IndexedDelta) and event.index == 0:

@@ -156,3 +156,11 @@ async def test_a_reader_that_stands_still_is_dropped() -> None:
         await asyncio.wait_for(cleaned_up.wait(), 5)
         await eventually(lambda: not server.in_flight.requests)
         call.cancel()
+
+
+async def test_a_reader_is_told_that_he_was_too_slow_however_soon_that_is() -> None:
+    """Interrupting the first message would leave him without an end."""
+    async with echo_server(Echo(), limits=BoundaryLimits(write_timeout_s=0.0)) as (_, client):
+        error = await client.failure("Generate", "abc", timeout=20)
+
+    assert from_rpc_error(error).reason == "READER_TOO_SLOW"

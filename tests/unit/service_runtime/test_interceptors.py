@@ -19,7 +19,7 @@ FAILED = grpc.aio.InternalError('Failed "execute_batch"')  # what a send becomes
 
 
 class DeadCall:
-    """A context whose call has ended in the core: whatever it sends fails. That it is cancelled is not yet known."""
+    """A context whose call has ended in the core: whatever it sends fails, and the handler is cancelled soon after."""
 
     def time_remaining(self) -> float:
         return 5.0
@@ -39,10 +39,13 @@ class DeadCall:
         return "a request"
 
     async def write(self, _message: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
         raise FAILED
 
     async def abort(self, *_: object) -> None:
-        raise FAILED
+        await self.write(None)
 
 
 class Details:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -157,6 +157,17 @@ async def test_a_caller_who_reads_nothing_is_given_up() -> None:
 
     assert world.journal.rows[0].status is AttemptStatus.CANCELLED
     assert world.providers["groq"].handed_out < 300
+
+
+async def test_a_caller_is_told_that_he_is_given_up_however_soon_that_is() -> None:
+    """Interrupting the first message would leave him without an end."""
+    async with serving(World({"groq": FakeProvider()}), write_timeout_s=0.0) as stub:
+        call = stub.StreamCompletion(ASK, timeout=20)
+        with suppress(grpc.aio.AioRpcError):
+            async for _ in call:
+                pass
+
+        assert await call.code() in {grpc.StatusCode.CANCELLED, grpc.StatusCode.OK}  # as quick as the writes are
 
 
 async def test_a_route_is_explained_and_providers_are_listed() -> None:
