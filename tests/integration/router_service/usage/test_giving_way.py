@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -197,8 +197,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def requests(journal: SqliteJournal, *, at_once: int = 1) -> AsyncIterator[None]:
-    """Attempts that come and go all the time."""
+async def requests(journal: SqliteJournal, *, at_once: int = 1) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Attempts that come and go all the time, and what ends them: a sender that stops drains what there is."""
 
     async def attempts() -> None:
         while True:
@@ -207,11 +207,14 @@ async def requests(journal: SqliteJournal, *, at_once: int = 1) -> AsyncIterator
             await journal.settled(settled_attempt(event_id))
             await asyncio.sleep(0.002)
 
+    async def end() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     tasks = [asyncio.create_task(attempts()) for _ in range(at_once)]
-    yield
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    yield end
+    await end()
 
 
 async def test_beside_requests_a_backlog_goes_out_in_small_batches(journal: SqliteJournal) -> None:
@@ -219,10 +222,11 @@ async def test_beside_requests_a_backlog_goes_out_in_small_batches(journal: Sqli
     service = FakeUsageService()
     # The backlog's own pace is far above what the requests add, so that it shrinks however slow the machine is.
     quick = replace(SETTINGS, beside_requests=PaceSettings(floor_per_s=1.0, ceiling_per_s=1e6, first_per_s=1e6))
-    async with requests(journal), serving(service) as target, sending(journal, target, quick):
+    async with requests(journal) as no_more, serving(service) as target, sending(journal, target, quick):
         await until(lambda: len(service.batches) >= 2)
         # Later ones may be larger: where a batch takes long, the floor and the requests' own events need them to be.
         beside = [len(batch.events) for batch in service.batches[:2]]
+        await no_more()
 
     assert max(beside) <= SETTINGS.batch_size_beside_requests
 
@@ -245,21 +249,24 @@ async def test_a_backlog_that_would_grow_beside_requests_is_sent_as_fast_as_it_g
     await asyncio.gather(*(journal.settled(settled_attempt(new_id())) for _ in range(500)))
     service = SlowUsageService()
     # One batch at a time is eighty events a second, and more than that come in.
-    async with requests(journal, at_once=8), serving(service) as target, sending(journal, target, SETTINGS):
+    async with requests(journal, at_once=8) as no_more, serving(service) as target, sending(journal, target, SETTINGS):
         await until(lambda: service.most_at_once == 2)
+        await no_more()
+        service.takes_s = 0.0
 
 
 class SlowUsageService(FakeUsageService):
     def __init__(self) -> None:
         super().__init__()
         self.at_once = self.most_at_once = 0
+        self.takes_s = 0.5
 
     async def RecordUsage(
         self, request: usage_service_pb2.RecordUsageRequest, context: Any
     ) -> usage_service_pb2.RecordUsageResponse:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(self.takes_s)
         self.at_once -= 1
         return await super().RecordUsage(request, context)
 
