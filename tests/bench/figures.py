@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +52,41 @@ class Figure:
         }
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """A figure as it was read from a results file."""
+
+    figure: str
+    unit: str
+    median: float
+    min: float
+    max: float
+    conditions: str
+
+
 def percentile(ordered: Sequence[float], fraction: float) -> float:
     """The value that `fraction` of the ascending values do not exceed."""
     return ordered[max(0, -(-int(len(ordered) * fraction * 1_000) // 1_000) - 1)]
+
+
+def require_writable(path: Path) -> None:
+    """Raise ValueError, before anything is measured, when there is no place for the results at `path`."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written; name a file in a directory that exists by --output")
 
 
 def write_results(path: Path, figures: Sequence[Figure]) -> None:
     path.write_text(json.dumps([figure.as_entry() for figure in figures], indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_results(path: Path) -> Mapping[str, Mapping[str, str | float]]:
-    """A results file by figure. Raises OSError, or ValueError when it is not one."""
-    entries = json.loads(path.read_text("utf-8"))
-    if not isinstance(entries, list) or not all(isinstance(each, dict) and "figure" in each for each in entries):
-        raise ValueError(f"{path} is not a results file of the bench")
-    return {str(entry["figure"]): entry for entry in entries}
+def read_results(path: Path) -> Mapping[str, Entry]:
+    """A results file by figure. Raises ValueError, naming the file, when it is none."""
+    remedy = "name a file that a run of the bench has written by --output"
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=list[Entry])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} cannot be read as results of a bench: {cause}; {remedy}") from error
+    by_name = {entry.figure: entry for entry in entries}
+    if not entries or len(by_name) < len(entries):
+        raise ValueError(f"{path} has no figures, or one of them twice; {remedy}")
+    return by_name

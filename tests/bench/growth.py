@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.fake_provider import DELTAS, GAP_S, SLOW_GAP_S
-from tests.bench.figures import Figure, percentile, write_results
+from tests.bench.figures import Figure, percentile, require_writable, write_results
 from tests.bench.processes import BenchFailed
 from tests.bench.report import machine
 from tests.bench.site import Site, running_site
@@ -296,6 +296,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _measure(parts: Sequence[str], plan: Plan, output: Path) -> None:
+    require_writable(output)
     caption, started_s = machine(), time.monotonic()
     console = Console() if sys.stdout.isatty() else Console(width=120)
     measured: list[Growth] = []

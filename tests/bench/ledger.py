@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import ledger_growth, ledger_ingest, ledger_replay
-from tests.bench.figures import Figure, write_results
+from tests.bench.figures import Figure, require_writable, write_results
 from tests.bench.ledger_growth import INGEST, REPORTS, Growth
 from tests.bench.ledger_site import running_postgres
 from tests.bench.report import machine, print_figures
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 def _measure(
     console: Console, parts: Sequence[str], plan: Plan, *, rows: Sequence[int], events: int, output: Path
 ) -> None:
+    require_writable(output)
     started_s, caption = time.monotonic(), machine()
     figures: list[Figure] = []
     growth: Growth | None = None

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.figures import Figure
+from tests.bench.figures import Entry, Figure
+from tests.bench.processes import BenchFailed
 
 
 def machine() -> str:
@@ -38,12 +39,10 @@ def print_figures(console: Console, figures: Sequence[Figure], caption: str) -> 
     console.print(table)
 
 
-def print_comparison(
-    console: Console,
-    before: Mapping[str, Mapping[str, str | float]],
-    after: Mapping[str, Mapping[str, str | float]],
-) -> None:
-    """Ratios of the medians, and whether the spreads are apart: where they are not, the ratio may be noise."""
+def print_comparison(console: Console, before: Mapping[str, Entry], after: Mapping[str, Entry]) -> None:
+    """Ratios of the medians, and what speaks against reading them. Raises BenchFailed when nothing can be compared."""
+    if before.keys().isdisjoint(after):
+        raise BenchFailed("the two files have no figure in common; compare two runs of the same bench")
     table = Table(title="B over A")
     table.add_column("figure")
     for heading in ("A", "B", "B / A"):
@@ -51,19 +50,30 @@ def print_comparison(
     table.add_column("unit")
     table.add_column("")
     for name in [*before, *(name for name in after if name not in before)]:
-        if name not in before or name not in after:
-            table.add_row(name, *(_number(side[name]["median"]) if name in side else "-" for side in (before, after)))
+        first, second = before.get(name), after.get(name)
+        if first is None or second is None:
+            medians = ["-" if side is None else _number(side.median) for side in (first, second)]
+            table.add_row(name, *medians, "-", "", "only in B" if first is None else "only in A")
             continue
-        first, second = before[name], after[name]
-        ratio = f"{float(second['median']) / float(first['median']):.2f}" if float(first["median"]) else "-"
-        are_apart = float(second["min"]) > float(first["max"]) or float(second["max"]) < float(first["min"])
-        values = [_number(side["median"]) for side in (first, second)]
-        table.add_row(name, *values, ratio, str(second["unit"]), "" if are_apart else "spreads overlap")
+        # What is added may be below zero, and a ratio then says nothing.
+        can_divide = first.unit == second.unit and first.median > 0 and second.median > 0
+        ratio = f"{second.median / first.median:.2f}" if can_divide else "-"
+        table.add_row(name, _number(first.median), _number(second.median), ratio, second.unit, _caveat(first, second))
     console.print(table)
 
 
-def _number(value: str | float) -> str:
-    number = float(value)
+def _caveat(first: Entry, second: Entry) -> str:
+    if first.unit != second.unit:
+        return f"A is in {first.unit}"
+    if first.conditions != second.conditions:
+        return "other conditions"
+    if first.min == first.max or second.min == second.max:
+        return "spread unknown"
+    are_apart = second.min > first.max or second.max < first.min
+    return "" if are_apart else "spreads overlap"
+
+
+def _number(number: float) -> str:
     if abs(number) >= 100:
         return f"{number:,.0f}"
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
