@@ -19,7 +19,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.support.postgres", "tests.support.lean_tracing"]
+pytest_plugins = ["tests.support.postgres", "tests.support.traced_examples"]
 
 # How long an example takes is a matter of the machine: tests assert counts and states.
 settings.register_profile("turnpike", deadline=None)
