@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from tests.support.provider_garbage import ANSWERS, STREAMS
+from tests.support.provider_timing import Ending, plan_of
 
 
 class Exchange(Protocol):
@@ -316,6 +317,18 @@ async def events(exchange: Exchange, options: Options) -> None:
     exchange.hang_up()
 
 
+async def timed(exchange: Exchange, options: Options) -> None:
+    """The answer that `provider_timing` has for `seed`."""
+    plan = plan_of(options.integer("seed", 0))
+    for pause_ms, piece in plan.pieces:
+        await asyncio.sleep(pause_ms / 1000)
+        await exchange.raw(piece)
+    if plan.ending is Ending.RESET:
+        exchange.reset()
+    elif plan.ending is Ending.CLOSED:
+        exchange.hang_up()
+
+
 async def huge_line(exchange: Exchange, options: Options) -> None:
     """One line of `mib` MiB without an end."""
     await exchange.begin()
@@ -370,6 +383,7 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "garbage": garbage,
     "raw": raw,
     "events": events,
+    "timed": timed,
     "huge-line": huge_line,
     "flood": flood,
     "gzip": gzip_bomb,
