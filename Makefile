@@ -172,7 +172,7 @@ bench-overload: $(VENV)/.dev ## five times what the router can serve: goodput, r
 	$(BIN)/python -m tests.bench.overload
 
 .PHONY: bench-growth
-bench-growth: $(VENV)/.dev ## how the router's cost grows: 10 to 10,000 tenants, 1 to 1,000 streams; three minutes
+bench-growth: $(VENV)/.dev ## how the router's cost grows: 10 to 10,000 tenants, 1 to 1,000 streams; four minutes
 	$(BIN)/python -m tests.bench.growth
 
 .PHONY: bench-ledger
