@@ -34,7 +34,7 @@ from turnpike.router.v1 import (
 )
 from turnpike.usage.v1 import token_usage_pb2, usage_event_pb2, usage_service_pb2, usage_service_pb2_grpc
 
-CALLS = 160
+CALLS = 320
 AT_ONCE = 24
 HELLO = completion_pb2.ChatMessage(role=completion_pb2.ROLE_USER, content="one two three")
 FAULTS_OF_OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
