@@ -49,15 +49,22 @@ class Helper:
                     raise BenchFailed(f"{self._name} said nothing for {within_s:g} s")
                 data = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not data:
-                    raise BenchFailed(f"{self._name} ended with exit code {self._process.wait(5)}")
+                    raise self._ended()
                 self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
 
     def write_line(self, line: str) -> None:
+        """Ask it for something. Raises BenchFailed when it has ended."""
         assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _ended(self) -> BenchFailed:
+        return BenchFailed(f"{self._name} ended with exit code {self._process.wait(5)}")
 
     def __enter__(self) -> Self:
         return self

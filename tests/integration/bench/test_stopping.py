@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.bench.processes import BenchFailed
+from tests.bench.processes import BenchFailed, Helper
 from tests.bench.stopping import INTERRUPTED, at_most, exit_code
 
 _MARK = "BENCH_UNDER_TEST"
@@ -91,3 +91,11 @@ def test_a_bench_that_takes_too_long_fails() -> None:
         signal.signal(signal.SIGALRM, before)
 
     assert signal.alarm(0) == 0
+
+
+def test_a_bench_whose_helper_has_ended_says_which() -> None:
+    ends_at_once = "tests.bench.stopping"  # a module that does nothing by itself
+    with Helper(ends_at_once) as helper:
+        for ask in (lambda: helper.read_line(within_s=60), lambda: helper.write_line("anything")):
+            with pytest.raises(BenchFailed, match=f"^{ends_at_once} ended with exit code 0$"):
+                ask()
