@@ -110,6 +110,11 @@ class BoundedHandler(ResponseHandler):
         super().abort()
         _fail(body, ClientConnectionError("the connection was closed"))
 
+    def close_behind(self, body: StreamReader) -> None:
+        """Close, unless another request has gone out here since the answer with this body."""
+        if self._is_answered and self._payload is body:
+            self.abort()
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Take the connection's end, which the parser judges."""
         self._body = None

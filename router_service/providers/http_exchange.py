@@ -15,6 +15,8 @@ from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 
+from router_service.providers.bounded_reads import BoundedHandler
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
@@ -28,7 +30,7 @@ class AnswerLimits:
 class Exchange:
     """An answer that has begun. At the end of `body` its connection goes back to the pool by itself."""
 
-    __slots__ = ("_connection", "body", "encodings", "headers", "status")
+    __slots__ = ("_connection", "_protocol", "body", "encodings", "headers", "status")
 
     def __init__(self, message: RawResponseMessage, body: aiohttp.StreamReader, connection: Connection) -> None:
         self.status = message.code
@@ -36,6 +38,7 @@ class Exchange:
         self.encodings = message.headers.getall("Content-Encoding", ())
         self.body = body
         self._connection = connection
+        self._protocol = connection.protocol
         body.on_eof(self._give_back)
 
     @property
@@ -51,6 +54,12 @@ class Exchange:
     def close(self) -> None:
         """Drop the connection, if the body has not ended."""
         self._connection.close()
+
+    def drop(self) -> None:
+        """Drop the connection, also when the body has ended, unless it is another request's by now."""
+        self._connection.close()
+        if isinstance(self._protocol, BoundedHandler):
+            self._protocol.close_behind(self.body)
 
     def _give_back(self) -> None:
         transport = self._connection.transport

@@ -24,7 +24,7 @@ from router_service.providers.loose_json import NotJson, decode_loosely, label_o
 from router_service.providers.openai_chat import ChatDecoder
 from router_service.providers.quota_headers import parse_quota
 from router_service.providers.sse import SseEvent, SseLimitExceeded
-from router_service.providers.transport import EgressRefused, has_ended, hold_reading
+from router_service.providers.transport import EgressRefused, drop_connection, has_ended, hold_reading
 from router_service.providers.vendor import Vendor
 from router_service.routing.ports import KeyVerdict
 
@@ -73,7 +73,7 @@ class OpenAiProvider:
                 connect_timeout_s=connect_timeout_s,
             )
         )
-        decoder = ChatDecoder()
+        decoder, finished = ChatDecoder(), None
         arrivals = aiter(response.stream)  # type: ignore[arg-type]  # ours, and httpx's mock, is asynchronous
         try:
             if not response.is_success:
@@ -94,7 +94,8 @@ class OpenAiProvider:
             else:
                 for delta in decoder.feed(body.flush(), may_be_cut=True):
                     yield delta
-            yield decoder.finish()
+            finished = decoder.finish()
+            yield finished
         except BodyUnusable as problem:
             raise decoder.broken(FailureKind.PROTOCOL_VIOLATION, str(problem)) from None
         except SseLimitExceeded as excess:
@@ -104,7 +105,8 @@ class OpenAiProvider:
         except httpx.TransportError as fault:
             raise decoder.broken(FailureKind.TRANSPORT_FAILED, str(fault)) from None
         finally:
-            await _close(response, arrivals, may_be_kept=decoder.is_over and decoder.failure is None)
+            may_be_kept = decoder.is_over and decoder.failure is None
+            await _close(response, arrivals, may_be_kept=may_be_kept, was_an_answer=finished is not None)
 
     async def verify_key(self, base_url: str, credential: Credential) -> tuple[KeyVerdict, str]:
         """See `routing.ports.Provider.verify_key`."""
@@ -263,7 +265,9 @@ async def _read_up_to(response: httpx.Response, max_bytes: int) -> bytes:
     return bytes(body[:max_bytes])
 
 
-async def _close(response: httpx.Response, arrivals: AsyncIterator[bytes], *, may_be_kept: bool) -> None:
+async def _close(
+    response: httpx.Response, arrivals: AsyncIterator[bytes], *, may_be_kept: bool, was_an_answer: bool
+) -> None:
     """Let go of the connection: back to the pool when the body ends at once, else closed."""
     try:
         if may_be_kept and not has_ended(response):
@@ -273,6 +277,9 @@ async def _close(response: httpx.Response, arrivals: AsyncIterator[bytes], *, ma
                         pass
     finally:
         await response.stream.aclose()  # type: ignore[union-attr]  # as above; through `response` it costs 4 us
+        if response.is_success and not was_an_answer:
+            # What came may have been said unasked. The answer that then still comes would be the next request's.
+            drop_connection(response)
 
 
 def _error_from_fault(fault: httpx.TransportError) -> ProviderError:

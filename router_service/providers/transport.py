@@ -245,6 +245,10 @@ class _ArrivalStream(httpx.AsyncByteStream):
             self._let_go(self._socket)
         self._answer.close()  # after the end of the body the connection is back in the pool, and this does nothing
 
+    def drop(self) -> None:
+        """See `drop_connection`."""
+        self._answer.drop()
+
     def _let_go(self, sock: HoldableSocket) -> None:
         self._windows.let_go(sock)
         self._socket = None
@@ -262,6 +266,12 @@ def hold_reading(response: httpx.Response) -> None:
 def has_ended(response: httpx.Response) -> bool:
     """Whether the end of the body is here, read or not, so that its connection is free already."""
     return isinstance(response.stream, _ArrivalStream) and response.stream.has_ended()
+
+
+def drop_connection(response: httpx.Response) -> None:
+    """Let no other request go out where this answer came from."""
+    if isinstance(response.stream, _ArrivalStream):
+        response.stream.drop()
 
 
 def _is_coded(encoding: str) -> bool:

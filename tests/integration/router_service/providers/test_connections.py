@@ -11,7 +11,7 @@ import httpx
 import pytest
 from aiohttp import StreamReader
 
-from router_service.providers.transport import ConnectionLimits
+from router_service.providers.transport import ConnectionLimits, drop_connection
 from tests.integration.router_service.providers.transports import Open, get, in_chunks, post, read_all
 from tests.support.provider_server import ScriptedProvider
 
@@ -236,3 +236,27 @@ async def test_no_more_connections_than_allowed_are_opened(server: ScriptedProvi
 
     await held.aclose()
     assert server.connections_accepted == 1
+
+
+async def test_a_connection_is_not_dropped_under_the_request_that_has_it_by_now(open_transport: Open) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await may_answer.wait()
+        writer.close()
+
+    may_answer = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = open_transport(url)
+        first = await transport.handle_async_request(get(url))
+        await read_all(first)
+        second = asyncio.create_task(transport.handle_async_request(get(url)))
+        await asyncio.sleep(0)  # it is on its way, on the same connection
+
+        drop_connection(first)
+        may_answer.set()
+
+        assert await read_all(await second) == [b"ok"]
+        await transport.aclose()

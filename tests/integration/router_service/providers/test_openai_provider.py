@@ -88,6 +88,17 @@ async def test_a_success_without_an_answer_is_none(ask: Asker) -> None:
     assert (await ask("status?code=204")).failure.kind is Kind.UPSTREAM_BROKEN
 
 
+@pytest.mark.parametrize(("script", "connections"), [("cut", 2), ("error", 2), ("status?code=429", 1), ("ok", 1)])
+async def test_a_connection_that_brought_no_answer_to_a_request_serves_no_other(
+    ask: Asker, server: ScriptedProvider, script: str, connections: int
+) -> None:
+    """What came may have been said unasked; the answer that then still comes would be taken for the next one's."""
+    await ask(script)
+    await ask("ok")
+
+    assert server.connections_accepted == connections
+
+
 async def test_the_key_goes_into_the_header_and_nowhere_else(ask: Asker, server: ScriptedProvider) -> None:
     await ask("ok")
 
