@@ -60,7 +60,7 @@ class BoundedHandler(ResponseHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         reads = _BoundedReads(self, self._arrived, transport.get_extra_info("ssl_object"))
         cast("asyncio.Transport", transport).set_protocol(reads)
 

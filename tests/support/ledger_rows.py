@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.postgres import Postgres
+from tests.support.postgres import filled_template
 from tests.support.usage_events import TENANT, event_id_at, reported_event
 from usage_service.domain.pricing import PricedUsage, PricingState, TokenCounts
 from usage_service.domain.report import Cost, Outcomes
@@ -86,6 +89,19 @@ async def store(postgres: Postgres, rows: Sequence[LedgerRow]) -> None:
     for start in range(0, len(rows), 1_000):
         outcomes = await ledger.store(rows[start : start + 1_000])
         assert all(outcome == Inserted() for outcome in outcomes)
+
+
+@contextmanager
+def books_of(server: EmbeddedPostgres, template: str, rows: Sequence[LedgerRow]) -> Iterator[str]:
+    """The name of a database with these rows stored in it, for tests that each begin with a copy."""
+
+    async def fill(dsn: str) -> None:
+        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
+        await store(pool, rows)
+        await pool.close()
+
+    with filled_template(server, template, fill) as name:
+        yield name
 
 
 def within(rows: Iterable[LedgerRow], window: Window, *, tenant_id: str = TENANT) -> list[LedgerRow]:

@@ -13,8 +13,18 @@ import pytest
 
 from service_runtime.embedded_postgres import EmbeddedPostgres
 from service_runtime.postgres import Postgres
-from tests.support.ledger_rows import by, cost_of, ledger_row, outcomes_of, random_rows, store, total_tokens_of, within
-from tests.support.postgres import copy_of, filled_template
+from tests.support.ledger_rows import (
+    books_of,
+    by,
+    cost_of,
+    ledger_row,
+    outcomes_of,
+    random_rows,
+    store,
+    total_tokens_of,
+    within,
+)
+from tests.support.postgres import copy_of
 from tests.support.usage_events import OTHER_TENANT, TENANT
 from usage_service.domain import histogram
 from usage_service.domain.report import DailyCost, UsageFilter
@@ -40,12 +50,7 @@ def rows() -> list[LedgerRow]:
 
 @pytest.fixture(scope="module")
 def books_of_the_rows(postgres_server: EmbeddedPostgres, ledger_template: str, rows: list[LedgerRow]) -> Iterator[str]:
-    async def fill(dsn: str) -> None:
-        pool = await Postgres.connect(dsn, min_size=1, max_size=2)
-        await store(pool, rows)
-        await pool.close()
-
-    with filled_template(postgres_server, ledger_template, fill) as name:
+    with books_of(postgres_server, ledger_template, rows) as name:
         yield name
 
 
